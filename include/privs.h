@@ -1,0 +1,17 @@
+/*
+ * Users, groups, and giving up rights for good.
+ */
+#ifndef REACTORD_PRIVS_H
+#define REACTORD_PRIVS_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+/* Finds user and group by name or number; group NULL: the user's own. False with a reason (caller frees). */
+bool privs_lookup(const char *user, const char *group, uid_t *uid, gid_t *gid, char **why) __attribute__((warn_unused_result));
+
+/* Sets supplementary groups, gid and uid so that they cannot be regained, and checks that. A process that already runs as that
+ * user and group keeps what it has. user NULL: nothing to do. */
+bool privs_drop(const char *user, const char *group, char **why) __attribute__((warn_unused_result));
+
+#endif
