@@ -1,0 +1,221 @@
+# Builds, tests and installs reactord. `make help` lists the targets.
+
+VERSION    = 0.1.0
+PREFIX     = /usr/local
+SYSCONFDIR = /etc
+DESTDIR    =
+BUILD      = build
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The architecture: a source includes only headers of rows above its own here, within a row only of files to its left.
+# tests/spec/layers_spec.lua reads these lines and checks that.
+
+# 0 ground: logging, memory, plain data, addresses, counters, rights
+GROUND   = mem log value addr stats privs
+
+# 1 settings: a sandboxed Lua file to plain data, plain data to a checked configuration
+SETTINGS = confread config
+
+# 2 reactor: the turn, the timer heap, signals, the watch over callback time
+REACTOR  = loop timer sig guard
+
+# 3 wire: sockets, and connections with their queues
+WIRE     = sock conn
+
+# 4 sources: what produces connections
+SOURCES  = resolver listener connector
+
+# 5 lua: the door into the scripts, one binding a file
+LUA      = lua_vm lua_arg lua_conn lua_net lua_timer lua_handler lua_sys lua_core
+
+# 6 service: configuration to listeners and handlers, generations, the service manager
+SERVICE  = notify service run
+
+# 7 main: options and subcommands
+MAIN     = main
+
+LAYERS   = GROUND SETTINGS REACTOR WIRE SOURCES LUA SERVICE MAIN
+# ---------------------------------------------------------------------------------------------------------------------
+
+OBJECTS = $(foreach layer,$(LAYERS),$(addprefix $(BUILD)/,$(addsuffix .o,$($(layer)))))
+
+# Unit tests link with everything that is below Lua, as far as it exists.
+BELOW_LUA = $(GROUND) $(SETTINGS) $(REACTOR) $(WIRE) $(SOURCES)
+TESTED    = $(patsubst daemon/%.c,$(BUILD)/%.o,$(wildcard $(BELOW_LUA:%=daemon/%.c)))
+UNITS     = $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/*_test.c))
+BENCHES   = $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(wildcard tests/bench/*.c))
+
+# The test programs' own helper is loaded by plain lua5.4, so it is built one way only, sanitizers or not.
+TESTSYS = build/tests/testsys.so
+
+# Compiler and libraries.
+CC        = gcc
+LIBRARIES = lua5.4 libevent_core libcares libsystemd jansson
+WARNINGS  = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 -Wvla -Wpointer-arith -Wcast-qual
+DEFINES   = -D_GNU_SOURCE -DVERSION='"$(VERSION)"' -DREACTORD_LIBDIR='"$(PREFIX)/share/reactord/handlers"' \
+            -DREACTORD_CONF='"$(SYSCONFDIR)/reactord/reactord.conf"'
+INCLUDES  = -Iinclude -Idaemon $(shell pkg-config --cflags $(LIBRARIES) 2>/dev/null)
+LIBS      = $(shell pkg-config --libs $(LIBRARIES) 2>/dev/null)
+ifdef SANITIZE
+OPTIMIZE  = -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+else
+OPTIMIZE  = -O2 -D_FORTIFY_SOURCE=2 -fstack-protector-strong
+endif
+ALL_CFLAGS  := -std=gnu11 -g -fPIE $(OPTIMIZE) $(WARNINGS) $(if $(WERROR),-Werror) $(DEFINES) $(INCLUDES) $(CFLAGS)
+ALL_LDFLAGS := -pie -Wl,-z,relro,-z,now $(OPTIMIZE) $(LDFLAGS)
+LIBS        := $(LIBS)
+
+# Debian 12's packages: to build and try the daemon, to run the tests, to check the sources.
+RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stable-8+deb12u1 libc-ares-dev libsystemd-dev \
+                libjansson-dev netcat-openbsd
+TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd
+LINT_PACKAGES = lua-check clang-format cppcheck
+
+JOBS      = $(shell nproc)
+PARALLEL  = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
+SUBMAKE   = $(MAKE) --no-print-directory $(PARALLEL)
+TEST_ENV  = REACTORD=$(CURDIR)/$(BUILD)/reactord REACTORD_BUILD=$(BUILD)
+C_FILES   = $(wildcard daemon/*.[ch] include/*.h tests/unit/*.[ch] tests/support/*.c tests/bench/*.c tests/fuzz/*.c)
+LUA_FILES = handlers tests
+
+.PHONY: all help deps run test test-all test-deps test-programs test-run lint format asan bench install install-files uninstall clean FORCE
+.DELETE_ON_ERROR:
+
+all: $(BUILD)/reactord
+
+help:
+	@echo 'make            build build/reactord (WERROR=1: warnings are errors)'
+	@echo 'make run        install what is missing, build, serve conf/reactord.conf in the foreground'
+	@echo 'make test       install what is missing, build, run every test (SPECS="files": only these)'
+	@echo 'make test-all   the same with full counts and heavy peers'
+	@echo 'make asan       the same tests under address, undefined-behaviour and leak sanitizers'
+	@echo 'make lint       luacheck, clang-format, cppcheck'
+	@echo 'make format     clang-format over all C files'
+	@echo 'make bench      echo speed beside a bare epoll server'
+	@echo 'make install    into DESTDIR, PREFIX ($(PREFIX)), SYSCONFDIR ($(SYSCONFDIR)); make uninstall'
+	@echo 'make clean      remove build/'
+
+$(BUILD)/reactord: $(OBJECTS)
+	$(CC) $(ALL_LDFLAGS) -o $@ $(OBJECTS) $(LIBS)
+
+$(BUILD)/%.o: daemon/%.c $(BUILD)/flags
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+# Everything is built again when the compiler's flags change, and not otherwise.
+$(BUILD)/flags: FORCE
+	@pkg-config --print-errors --exists $(LIBRARIES) || { echo 'libraries are missing: try "make deps"' >&2; exit 1; }
+	@mkdir -p $(BUILD)/tests $(BUILD)/bench
+	@printf '%s\n' '$(subst ','\'',$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS))' | cmp -s - $@ || \
+	 printf '%s\n' '$(subst ','\'',$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS))' > $@
+
+deps:
+	@.ci/install-packages '$(RUN_PACKAGES)'
+
+run: deps
+	@$(SUBMAKE) all
+	@echo
+	@echo 'Serving conf/reactord.conf. Try in another terminal:'
+	@echo '  nc 127.0.0.1 8081   echo: says back what you type'
+	@echo '  nc 127.0.0.1 8082   discard: reads and forgets'
+	@echo '  nc 127.0.0.1 8083   line_counter: ten lines, then good-bye'
+	@echo '  nc 127.0.0.1 8084   chat: from two terminals'
+	@echo "Edit handlers/echo.lua, then: kill -HUP $$$$. Ctrl-C ends it."; echo; exec $(BUILD)/reactord -c conf/reactord.conf
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+test-deps:
+	@.ci/install-packages '$(TEST_PACKAGES)'
+
+test: test-deps
+	@$(SUBMAKE) test-programs
+	@$(TEST_ENV) tests/support/run-tests $(BUILD)/tests $(SPECS)
+
+test-all: test-deps
+	@$(SUBMAKE) test-programs
+	@$(TEST_ENV) REACTORD_FULL=1 SPEC_TIMEOUT=1800 tests/support/run-tests $(BUILD)/tests $(SPECS)
+
+# The program under test has the sanitizers, the program that tests it is plain Lua. What they report goes to files in the
+# folder of each test, where the harness looks for them.
+asan: test-deps
+	@$(SUBMAKE) BUILD=build/asan SANITIZE=1 test-programs
+	@$(MAKE) --no-print-directory BUILD=build/asan SANITIZE=1 test-run
+
+test-run:
+	@$(TEST_ENV) REACTORD_SLOW=5 REACTORD_SANITIZED=1 SPEC_TIMEOUT=400 \
+	 ASAN_OPTIONS=detect_leaks=1:halt_on_error=1:detect_stack_use_after_return=1:strict_string_checks=1 \
+	 UBSAN_OPTIONS=print_stacktrace=1 tests/support/run-tests $(BUILD)/tests $(SPECS)
+
+test-programs: all $(UNITS) $(TESTSYS)
+
+$(BUILD)/tests/%_test: $(BUILD)/tests/%_test.o $(BUILD)/tested.a
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+$(BUILD)/tests/%.o: tests/unit/%.c $(BUILD)/flags
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/tested.a: $(TESTED)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(TESTSYS): tests/support/testsys.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -D_GNU_SOURCE -g -O2 -fPIC -shared $(WARNINGS) $(if $(WERROR),-Werror) $(INCLUDES) -o $@ $<
+
+bench: deps
+	@$(SUBMAKE) all $(BENCHES)
+	@REACTORD=$(BUILD)/reactord tests/bench/run $(BUILD)/bench
+
+$(BUILD)/bench/%: tests/bench/%.c $(BUILD)/flags
+	$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $< $(LIBS)
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+lint:
+	@.ci/install-packages '$(RUN_PACKAGES) $(LINT_PACKAGES)'
+	luacheck --quiet $(LUA_FILES)
+	clang-format --dry-run -Werror $(C_FILES)
+	cppcheck --quiet --error-exitcode=1 --std=c11 --language=c --library=posix --library=gnu -Iinclude -Idaemon -D_GNU_SOURCE \
+	 -DVERSION='""' -DREACTORD_LIBDIR='""' -DREACTORD_CONF='""' --enable=warning,performance,portability --inline-suppr \
+	 --suppress=missingInclude --suppress=missingIncludeSystem -j$(JOBS) $(filter %.c,$(C_FILES))
+
+format:
+	@.ci/install-packages '$(LINT_PACKAGES)'
+	clang-format -i $(C_FILES)
+
+# --- installation ----------------------------------------------------------------------------------------------------
+
+BIN      = $(DESTDIR)$(PREFIX)/bin
+SHARE    = $(DESTDIR)$(PREFIX)/share/reactord
+LIB      = $(DESTDIR)$(PREFIX)/lib
+CONF     = $(DESTDIR)$(SYSCONFDIR)/reactord
+HANDLERS = $(shell cd handlers && find . -name '*.lua' -o -name '*.md')
+
+# The shipped configuration with the handlers' installed place instead of the one beside it.
+INSTALLED_CONF = sed 's|"\.\./handlers"|"$(PREFIX)/share/reactord/handlers"|' conf/reactord.conf
+
+install: all install-files
+
+install-files:
+	install -d $(BIN) $(SHARE)/handlers $(CONF) $(LIB)/systemd/system $(LIB)/sysusers.d $(LIB)/tmpfiles.d
+	install -m 755 $(BUILD)/reactord $(BIN)/reactord
+	cd handlers && for file in $(HANDLERS); do install -D -m 644 $$file $(abspath $(SHARE))/handlers/$$file || exit 1; done
+	sed 's|@PREFIX@|$(PREFIX)|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g' systemd/reactord.service > $(LIB)/systemd/system/reactord.service
+	chmod 644 $(LIB)/systemd/system/reactord.service
+	install -m 644 systemd/reactord.sysusers $(LIB)/sysusers.d/reactord.conf
+	install -m 644 systemd/reactord.tmpfiles $(LIB)/tmpfiles.d/reactord.conf
+	@if [ -e $(CONF)/reactord.conf ]; then echo 'kept: $(CONF)/reactord.conf is there already'; \
+	 else $(INSTALLED_CONF) > $(CONF)/reactord.conf && chmod 644 $(CONF)/reactord.conf; fi
+
+# What install put there; a configuration that was changed since stays, and so do files that are not ours.
+uninstall:
+	rm -f $(BIN)/reactord $(LIB)/systemd/system/reactord.service $(LIB)/sysusers.d/reactord.conf $(LIB)/tmpfiles.d/reactord.conf
+	rm -f $(addprefix $(SHARE)/handlers/,$(HANDLERS))
+	-@find $(SHARE) -depth -type d -empty -delete 2>/dev/null
+	@if [ -e $(CONF)/reactord.conf ]; then \
+	 if $(INSTALLED_CONF) | cmp -s - $(CONF)/reactord.conf; then rm $(CONF)/reactord.conf && rmdir --ignore-fail-on-non-empty $(CONF); \
+	 else echo 'kept: $(CONF)/reactord.conf was changed'; fi; fi
+
+clean:
+	rm -rf build
+
+-include $(wildcard $(BUILD)/*.d $(BUILD)/tests/*.d)
