@@ -13,8 +13,8 @@ BUILD      = build
 # 0 ground: logging, memory, plain data, addresses, counters, rights
 GROUND   = mem log value addr stats privs
 
-# 1 settings: a sandboxed Lua file to plain data, plain data to a checked configuration
-SETTINGS = confread config
+# 1 settings: all mistakes at once, a sandboxed Lua file to plain data, plain data to a checked configuration
+SETTINGS = problems confread_lines confread_value confread config
 
 # 2 reactor: the turn, the timer heap, signals, the watch over callback time
 REACTOR  = loop timer sig guard
@@ -161,9 +161,9 @@ $(TESTSYS): tests/support/testsys.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -D_GNU_SOURCE -g -O2 -fPIC -shared $(WARNINGS) $(if $(WERROR),-Werror) $(INCLUDES) -o $@ $<
 
-bench: deps
+bench: test-deps
 	@$(SUBMAKE) all $(BENCHES)
-	@REACTORD=$(BUILD)/reactord tests/bench/run $(BUILD)/bench
+	@tests/bench/run $(BUILD)/reactord
 
 $(BUILD)/bench/%: tests/bench/%.c $(BUILD)/flags
 	$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $< $(LIBS)
