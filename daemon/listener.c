@@ -1,0 +1,276 @@
+/*
+ * Listeners: see listener.h. Not libevent's evconnlistener, which spins when descriptors run out and accepts without bound.
+ */
+#include "listener.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <uthash.h>
+
+#include "conn.h"
+#include "log.h"
+#include "mem.h"
+#include "resolver.h"
+#include "sock.h"
+
+/* How many connections one address has. */
+struct address_count {
+	struct in6_addr key; /* IPv4 is mapped */
+	uint64_t count;
+	UT_hash_handle hh;
+};
+
+/* The key of a peer's address; false for those that have none (Unix). */
+static bool address_key(const struct addr *peer, struct in6_addr *key)
+{
+	memset(key, 0, sizeof *key);
+	if (peer->any.sa_family == AF_INET6) {
+		*key = peer->in6.sin6_addr;
+	} else if (peer->any.sa_family == AF_INET) {
+		key->s6_addr[10] = key->s6_addr[11] = 0xff;
+		memcpy(&key->s6_addr[12], &peer->in.sin_addr, 4);
+	} else {
+		return false;
+	}
+	return true;
+}
+
+/* Watches or stops watching for connections, as the state calls for. */
+static void watch(struct listener *l)
+{
+	bool full = l->max_connections && l->live >= l->max_connections;
+	bool want = l->fd >= 0 && !l->paused && !l->starved && !full;
+
+	if (want == l->watched)
+		return;
+	if (want ? event_add(l->event, NULL) < 0 : event_del(l->event) < 0)
+		return;
+	l->watched = want;
+}
+
+/* Time to try again. */
+static void on_retry(void *data)
+{
+	struct listener *l = data;
+
+	l->starved = false;
+	watch(l);
+}
+
+/* No descriptor or memory for the next connection: it stays in the backlog, we try again shortly, the log hears once a second. */
+static void starve(struct listener *l, int error)
+{
+	uint64_t now = loop_now(l->loop);
+
+	l->starved = true;
+	l->loop->stats->accept_pauses++;
+	if (!l->told_ns || now - l->told_ns >= 1000000000u) {
+		l->told_ns = now;
+		log_event(LEVEL_WARN, &(struct log_context){.listener = l->name}, "accepting pauses: %s", errno_text(error));
+	}
+	timer_start(l->loop, &l->retry, LISTENER_RETRY_NS);
+	watch(l);
+}
+
+/* Counts a newcomer; false when its address has too many already. */
+static bool count_address(struct listener *l, const struct addr *peer)
+{
+	struct in6_addr key;
+	struct address_count *entry;
+
+	if (!l->max_per_address || !address_key(peer, &key))
+		return true;
+	HASH_FIND(hh, l->addresses, &key, sizeof key, entry);
+	if (!entry) {
+		entry = mem_zalloc(sizeof *entry);
+		entry->key = key;
+		HASH_ADD(hh, l->addresses, key, sizeof key, entry);
+	}
+	if (entry->count >= l->max_per_address)
+		return false;
+	entry->count++;
+	return true;
+}
+
+/* Connections wait: accepts a batch, so that a flood leaves the others their turn. */
+static void on_acceptable(evutil_socket_t fd, short what, void *data)
+{
+	struct listener *l = data;
+	struct addr peer;
+
+	(void)what;
+	for (int i = 0; i < LISTENER_BATCH && l->watched; i++) {
+		int client = sock_accept(fd, &peer);
+		if (client < 0) {
+			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+				starve(l, errno);
+			else if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO)
+				continue;
+			else if (errno != EAGAIN)
+				starve(l, errno); /* firewalls and dying networks: nothing that trying at once would mend */
+			return;
+		}
+		l->loop->stats->connections_accepted++;
+		if (!count_address(l, &peer)) {
+			l->loop->stats->connections_refused++;
+			close(client);
+			continue;
+		}
+		l->live++;
+		l->on_accept(l, client, &peer);
+		watch(l);
+	}
+}
+
+/* The address that a block names: numeric, a path, or a name of the hosts file. */
+static bool find_address(const struct listen_conf *conf, struct addr *a, char **why)
+{
+	if (conf->url.scheme == SCHEME_UNIX) {
+		if (addr_from_path(a, conf->url.path))
+			return true;
+	} else {
+		if (addr_from_numeric(a, conf->url.host, conf->url.port) || resolver_local_name(conf->url.host, conf->url.port, a))
+			return true;
+		errno = EADDRNOTAVAIL;
+		*why = mem_printf("listen %s: '%s' is neither an address of this machine nor a name in /etc/hosts", conf->url_text,
+			conf->url.host);
+		return false;
+	}
+	*why = mem_printf("listen %s: %s", conf->url_text, errno_text(errno));
+	return false;
+}
+
+/* The listener's name: its URL with the port in use. */
+static char *make_name(const struct listen_conf *conf, const struct addr *local)
+{
+	char text[ADDR_TEXT_SIZE];
+
+	if (conf->url.scheme == SCHEME_UNIX)
+		return mem_strdup(conf->url_text);
+	return mem_printf("tcp://%s", addr_format(local, text));
+}
+
+/* Opens a listener. */
+struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+{
+	struct addr a;
+
+	if (!find_address(conf, &a, why))
+		return NULL;
+	int fd = sock_listen(&a, conf->backlog, conf->reuse_port, conf->mode);
+	if (fd < 0) {
+		int saved = errno;
+		*why = saved == EEXIST ? mem_printf("listen %s: the path exists and is no socket", conf->url_text)
+				       : mem_printf("listen %s: %s", conf->url_text, errno_text(saved));
+		errno = saved;
+		return NULL;
+	}
+	struct listener *l = mem_zalloc(sizeof *l);
+	l->loop = loop;
+	l->fd = fd;
+	if (!sock_local(fd, &l->local))
+		l->local = a;
+	l->name = make_name(conf, &l->local);
+	if (conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
+		l->unlink_path = mem_strdup(conf->url.path);
+	l->max_connections = conf->max_connections;
+	l->max_per_address = conf->max_connections_per_address;
+	l->on_accept = on_accept;
+	l->user = user;
+	timer_init(&l->retry, on_retry, l);
+	loop->stats->listeners++;
+	l->event = event_new(loop->base, fd, EV_READ | EV_PERSIST, on_acceptable, l);
+	if (!l->event)
+		abort();
+	watch(l);
+	if (!l->watched) {
+		int saved = errno ? errno : EIO;
+		*why = mem_printf("listen %s: %s", conf->url_text, errno_text(saved));
+		listener_close(l);
+		errno = saved;
+		return NULL;
+	}
+	return l;
+}
+
+/* Takes over new limits. */
+void listener_update(struct listener *l, const struct listen_conf *conf)
+{
+	l->max_connections = conf->max_connections;
+	l->max_per_address = conf->max_connections_per_address;
+	if (listen(l->fd, conf->backlog) < 0)
+		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
+	if (l->unlink_path && conf->mode >= 0 && chmod(l->unlink_path, (mode_t)conf->mode) < 0)
+		log_warn("listen %s: mode: %s", l->name, errno_text(errno));
+	watch(l);
+}
+
+/* Leaves newcomers in the backlog. */
+void listener_pause(struct listener *l)
+{
+	l->paused = true;
+	watch(l);
+}
+
+/* Accepts again. */
+void listener_resume(struct listener *l)
+{
+	l->paused = false;
+	watch(l);
+}
+
+/* Frees a closed listener that has no connections left. */
+static void free_if_done(struct listener *l)
+{
+	struct address_count *entry, *next;
+
+	if (l->fd >= 0 || l->live)
+		return;
+	HASH_ITER(hh, l->addresses, entry, next)
+	{
+		HASH_DEL(l->addresses, entry);
+		free(entry);
+	}
+	free(l->name);
+	free(l);
+}
+
+/* An accepted connection has ended. */
+void listener_release(struct listener *l, const struct addr *peer)
+{
+	struct in6_addr key;
+	struct address_count *entry = NULL;
+
+	l->live--;
+	if (l->addresses && address_key(peer, &key))
+		HASH_FIND(hh, l->addresses, &key, sizeof key, entry);
+	if (entry && --entry->count == 0) {
+		HASH_DEL(l->addresses, entry);
+		free(entry);
+	}
+	if (l->fd >= 0)
+		watch(l);
+	free_if_done(l);
+}
+
+/* Closes it. */
+void listener_close(struct listener *l)
+{
+	if (l->fd < 0)
+		return;
+	l->loop->stats->listeners--;
+	l->watched = false;
+	event_free(l->event);
+	timer_stop(l->loop, &l->retry);
+	if (l->unlink_path && unlink(l->unlink_path) < 0 && errno != ENOENT)
+		log_warn("listen %s: cannot remove the socket file: %s", l->name, errno_text(errno));
+	free(l->unlink_path);
+	close(l->fd);
+	l->fd = -1;
+	free_if_done(l);
+}

@@ -1,0 +1,69 @@
+/* Signals as events: see sig.h. */
+#include "sig.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "mem.h"
+
+struct sig {
+	struct event *event;
+	int signo;
+	void (*on_signal)(int signo, void *data);
+	void *data;
+};
+
+/* libevent's callback. */
+static void on_event(evutil_socket_t signo, short what, void *data)
+{
+	struct sig *s = data;
+
+	(void)signo, (void)what;
+	s->on_signal(s->signo, s->data);
+}
+
+/* Watches one signal. */
+struct sig *sig_watch(struct loop *loop, int signo, void (*on_signal)(int signo, void *data), void *data)
+{
+	if (signo <= 0 || signo >= NSIG || signo == SIGKILL || signo == SIGSTOP) {
+		errno = EINVAL;
+		return NULL;
+	}
+	struct sig *s = mem_zalloc(sizeof *s);
+	s->signo = signo;
+	s->on_signal = on_signal;
+	s->data = data;
+	s->event = evsignal_new(loop->base, signo, on_event, s);
+	if (!s->event || event_add(s->event, NULL) < 0) {
+		int saved = errno ? errno : EINVAL;
+		sig_unwatch(s);
+		errno = saved;
+		return NULL;
+	}
+	return s;
+}
+
+/* Ends a watch; the signal has its former meaning again. */
+void sig_unwatch(struct sig *s)
+{
+	if (!s)
+		return;
+	if (s->event)
+		event_free(s->event);
+	free(s);
+}
+
+/* Looks a name up in the C library's table. */
+int sig_number(const char *name)
+{
+	if (strncmp(name, "SIG", 3) == 0)
+		name += 3;
+	for (int signo = 1; signo < NSIG; signo++) {
+		const char *known = sigabbrev_np(signo);
+		if (known && strcmp(known, name) == 0)
+			return signo;
+	}
+	return 0;
+}

@@ -1,0 +1,140 @@
+/*
+ * A connection: a stream of bytes each way, from the moment somebody wants it until its one end.
+ *
+ *   CONNECTING --conn_open--> OPEN --conn_finish--> FLUSHING --FIN sent--> LINGERING
+ *        |                     |                        |                     |
+ *        +---------------------+-------conn_end---------+---------------------+--> ENDING --turn's end--> on_end, freed
+ *
+ * Invariants: nothing is freed but at the turn's end, so a pointer is good for the whole turn in which its connection ends.
+ * on_end comes exactly once, last, never inside a call of conn's own user. What is sent waits in the bufferevent's output; the
+ * turn's end writes each dirty connection once and leaves the rest to the bufferevent. Reading goes by an event of ours on the same
+ * descriptor, into the loop's buffer.
+ */
+#ifndef REACTORD_CONN_H
+#define REACTORD_CONN_H
+
+#include <event2/event_struct.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "addr.h"
+#include "config.h"
+#include "loop.h"
+#include "timer.h"
+
+struct conn;
+struct bufferevent;
+struct evbuffer;
+
+/* What a connection tells its user. Each may call every conn_ function on any connection. */
+struct conn_events {
+	void (*on_data)(struct conn *c, const char *bytes, size_t length); /* bytes are valid during the call */
+	void (*on_eof)(struct conn *c);     /* the peer sends no more; the user decides how to go on */
+	void (*on_drained)(struct conn *c); /* output fell to low water after conn_send had said SEND_FULL */
+	void (*on_flushed)(struct conn *c); /* all output has been handed to the kernel; NULL: not wanted */
+	void (*on_end)(struct conn *c);     /* see end_code, end_why; the descriptor is still open; c is freed afterwards */
+};
+
+enum conn_state { CONN_CONNECTING, CONN_OPEN, CONN_FLUSHING, CONN_LINGERING, CONN_ENDING };
+
+/* What conn_send answers. */
+enum send_result {
+	SEND_OK,     /* queued */
+	SEND_FULL,   /* queued, above high water: wait for on_drained */
+	SEND_CLOSED, /* not queued: closing or closed */
+	SEND_SHUT,   /* not queued: our side was closed for writing */
+};
+
+/* How the descriptor is watched for input. */
+enum conn_reading { READING_OFF, READING_DATA, READING_ERRORS };
+
+struct conn {
+	struct conns *conns;
+	const struct conn_events *events;
+	void *user;                  /* the user's; NULL: nobody is to be told any more */
+	struct bufferevent *bev;     /* output and write readiness */
+	struct evbuffer *output;     /* bev's */
+	struct event read_event;
+	int fd;                      /* -1 while connecting */
+	enum conn_state state;
+	enum conn_reading reading;
+	bool is_socket;              /* else a pipe or a terminal: read instead of recv */
+	bool writing;                /* bev waits for write readiness */
+	bool paused;
+	bool eof;                    /* the peer's end has been seen */
+	bool shut_asked, shut;       /* FIN asked for; sent */
+	bool finishing;              /* conn_finish was called */
+	bool full;                   /* above high water, on_drained is owed */
+	bool dirty;                  /* in the list of those to write at the turn's end */
+	int write_error;             /* errno of a write that failed while input may still be waiting, 0 if none */
+	struct flow flow;            /* limits; times are of the monotonic clock */
+	uint64_t last_io_ns;         /* when a byte last moved */
+	uint64_t opened_ns;
+	uint64_t bytes_in, bytes_out;
+	size_t queued;               /* bytes in output */
+	struct timer idle;           /* checks last_io_ns, re-arms for the rest */
+	struct timer deadline;       /* connecting, or flushing and lingering */
+	const char *end_code;        /* symbol such as "ECONNRESET", NULL for an orderly end; static */
+	const char *end_why;         /* in words */
+	char *end_text;              /* end_why where it had to be made */
+	struct addr peer;            /* length 0: unknown */
+	struct conn *next_dirty, *next_ending;
+	struct conn *previous, *next; /* all of the loop's */
+};
+
+/* All connections of a loop. */
+struct conns {
+	struct loop *loop;
+	struct conn *all;
+	size_t count;
+	size_t queued, max_queued;   /* unsent bytes of all of them, and their limit */
+	struct conn *dirty, **dirty_end;   /* lists in the order of marking */
+	struct conn *ending, **ending_end;
+	struct loop_hook at_end;     /* flush and reap */
+};
+
+struct conns *conns_new(struct loop *loop, size_t max_queued) __attribute__((warn_unused_result));
+void conns_free(struct conns *conns); /* there must be none left */
+
+/* A connection without a descriptor yet: output may be queued. flow is copied. */
+struct conn *conn_new(struct conns *conns, const struct flow *flow, const struct conn_events *events, void *user)
+	__attribute__((warn_unused_result));
+
+/* Gives it its descriptor, which it owns from now on: it is open, input flows, what was queued is sent. peer may be NULL. */
+void conn_open(struct conn *c, int fd, const struct addr *peer);
+
+/* Queues bytes (copied). Over max_outbound the connection ends with ELIMIT. */
+enum send_result conn_send(struct conn *c, const void *bytes, size_t length);
+
+/* Flushes, sends FIN, discards input until the peer's EOF, ends; no longer than the linger time. Refuses sends from now on.
+ * code and why as in conn_end. */
+void conn_finish(struct conn *c, const char *code, const char *why);
+
+/* Ends at the turn's end, output is dropped. The first reason counts. code and why are static; code NULL: orderly. */
+void conn_end(struct conn *c, const char *code, const char *why);
+void conn_end_text(struct conn *c, const char *code, char *why); /* why is taken over */
+void conn_end_errno(struct conn *c, int error);
+
+/* Flushes, then FIN; input goes on. */
+void conn_shut(struct conn *c);
+
+/* Stops and resumes reading and writing, at once. A paused connection learns of a reset at once, of EOF when resumed. */
+void conn_pause(struct conn *c);
+void conn_resume(struct conn *c);
+
+void conn_set_idle_timeout(struct conn *c, uint64_t timeout_ns);    /* 0: none */
+void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns); /* while connecting; from now */
+bool conn_set_watermarks(struct conn *c, size_t low, size_t high) __attribute__((warn_unused_result));
+
+/* Is it still good for sending? */
+static inline bool conn_usable(const struct conn *c)
+{
+	return c->state <= CONN_OPEN && !c->finishing;
+}
+
+/* The symbol and the text of an errno; both static. */
+const char *errno_code(int error);
+const char *errno_text(int error);
+
+#endif

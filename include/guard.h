@@ -1,0 +1,50 @@
+/*
+ * The limit on the time of one callback. A POSIX timer ticks while callbacks run and sees the same callback in several ticks
+ * running: it then calls on_overrun from a signal handler on the loop's own thread. Entering and leaving costs two stores; the
+ * timer is armed once in a tick at most and not at all while the loop sleeps.
+ */
+#ifndef REACTORD_GUARD_H
+#define REACTORD_GUARD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+
+#define GUARD_TICKS 4 /* ticks that make up the limit; an overrun is seen between the limit and a tick more */
+
+struct guard {
+	volatile uint64_t serial;        /* number of the callback that runs or ran last */
+	void *volatile subject;          /* whose callback runs; NULL: none */
+	volatile bool armed;             /* the timer will tick */
+	volatile uint64_t seen_serial;   /* serial at the last tick */
+	volatile int seen_ticks;         /* how many ticks have seen it */
+	void (*on_overrun)(void *subject); /* async-signal-safe; called once for a callback */
+	timer_t timer;
+	uint64_t tick_ns;                /* 0: no limit */
+};
+
+/* Makes the guard of the calling thread, or NULL with errno. Not inherited over fork. */
+struct guard *guard_new(void (*on_overrun)(void *subject)) __attribute__((warn_unused_result));
+void guard_free(struct guard *g);
+
+/* Sets the limit; 0 lifts it. */
+void guard_set_limit(struct guard *g, uint64_t limit_ns);
+
+/* Starts the timer's next tick. */
+void guard_arm(struct guard *g);
+
+/* Around the outermost callback. */
+static inline void guard_enter(struct guard *g, void *subject)
+{
+	g->serial++;
+	g->subject = subject;
+	if (!g->armed)
+		guard_arm(g);
+}
+
+static inline void guard_leave(struct guard *g)
+{
+	g->subject = 0;
+}
+
+#endif

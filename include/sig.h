@@ -1,0 +1,20 @@
+/*
+ * Signals as events of the loop.
+ */
+#ifndef REACTORD_SIG_H
+#define REACTORD_SIG_H
+
+#include "loop.h"
+
+struct sig;
+
+/* Calls on_signal in the loop for each arrival of signo (bursts may count once). NULL with errno: not a signal, or one that cannot be
+ * caught. The caller ends it with sig_unwatch. */
+struct sig *sig_watch(struct loop *loop, int signo, void (*on_signal)(int signo, void *data), void *data)
+	__attribute__((warn_unused_result));
+void sig_unwatch(struct sig *s);
+
+/* "HUP" or "SIGHUP" to its number, 0 if there is none of that name. */
+int sig_number(const char *name);
+
+#endif

@@ -1,0 +1,50 @@
+/*
+ * Stream sockets: made, bound, tuned. Every descriptor is close-on-exec and non-blocking. Functions return -1 with errno
+ * on failure unless they say otherwise.
+ */
+#ifndef REACTORD_SOCK_H
+#define REACTORD_SOCK_H
+
+#include <stdbool.h>
+
+#include "addr.h"
+
+/* A new TCP or Unix stream socket for an address of that family. */
+int sock_open(int family) __attribute__((warn_unused_result));
+
+/* Accepts one connection; peer is its address. */
+int sock_accept(int fd, struct addr *peer) __attribute__((warn_unused_result));
+
+/* Starts to connect: 0 when connected at once, -1 with EINPROGRESS when under way. */
+int sock_connect(int fd, const struct addr *to) __attribute__((warn_unused_result));
+
+/* The error that the kernel holds for the socket (and clears), 0 if none. */
+int sock_error(int fd);
+
+/* The local and remote address; false if there is none. */
+bool sock_local(int fd, struct addr *a) __attribute__((warn_unused_result));
+bool sock_peer(int fd, struct addr *a) __attribute__((warn_unused_result));
+
+/* Switches; failures do not matter on sockets that lack them (Unix). */
+void sock_nodelay(int fd, bool on);
+
+/* Keep-alive probes: after idle seconds, each interval seconds, count times; 0 leaves the system's figure. */
+int sock_keepalive(int fd, bool on, int idle, int interval, int count) __attribute__((warn_unused_result));
+
+/* An option by the names of its level and of itself ("tcp", "nodelay"); value is an int or a switch. */
+struct sock_option {
+	const char *level, *name;
+	int level_number, number;
+	bool is_switch; /* a boolean, not a number */
+};
+
+/* Looks an option up; NULL if there is none of that name. */
+const struct sock_option *sock_option(const char *level, const char *name);
+int sock_option_set(int fd, const struct sock_option *option, int value) __attribute__((warn_unused_result));
+int sock_option_get(int fd, const struct sock_option *option, int *value) __attribute__((warn_unused_result));
+
+/* A listening socket. A Unix path that is left over from a dead server is replaced; EADDRINUSE where a live one listens or
+ * the path is no socket. mode: permissions of the socket file, -1 by umask. */
+int sock_listen(const struct addr *a, int backlog, bool reuse_port, int mode) __attribute__((warn_unused_result));
+
+#endif
