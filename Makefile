@@ -14,7 +14,7 @@ BUILD      = build
 GROUND   = mem log value addr stats privs
 
 # 1 settings: all mistakes at once, a sandboxed Lua file to plain data, plain data to a checked configuration
-SETTINGS = problems confread_lines confread_value confread config
+SETTINGS = problems confread_lines confread_value confread option config
 
 # 2 reactor: the turn, the timer heap, signals, the watch over callback time
 REACTOR  = loop timer sig guard
@@ -80,6 +80,7 @@ LUA_FILES = handlers tests
 
 .PHONY: all help deps run test test-all test-deps test-programs test-run lint format asan bench install install-files uninstall clean FORCE
 .DELETE_ON_ERROR:
+.SECONDARY:
 
 all: $(BUILD)/reactord
 
@@ -155,7 +156,7 @@ $(BUILD)/tests/%.o: tests/unit/%.c $(BUILD)/flags
 
 $(BUILD)/tested.a: $(TESTED)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	@$(AR) rcs $@ $^
 
 $(TESTSYS): tests/support/testsys.c
 	@mkdir -p $(@D)
@@ -172,11 +173,12 @@ $(BUILD)/bench/%: tests/bench/%.c $(BUILD)/flags
 
 lint:
 	@.ci/install-packages '$(RUN_PACKAGES) $(LINT_PACKAGES)'
-	luacheck --quiet $(LUA_FILES)
+	luacheck --quiet --no-color $(LUA_FILES)
 	clang-format --dry-run -Werror $(C_FILES)
-	cppcheck --quiet --error-exitcode=1 --std=c11 --language=c --library=posix --library=gnu -Iinclude -Idaemon -D_GNU_SOURCE \
+	cppcheck --quiet --error-exitcode=1 --std=c11 --language=c --library=posix -Iinclude -Idaemon -D_GNU_SOURCE \
 	 -DVERSION='""' -DREACTORD_LIBDIR='""' -DREACTORD_CONF='""' --enable=warning,performance,portability --inline-suppr \
-	 --suppress=missingInclude --suppress=missingIncludeSystem -j$(JOBS) $(filter %.c,$(C_FILES))
+	 --suppress=missingInclude --suppress=missingIncludeSystem \
+	 $(addprefix --suppress=,getpwnamCalled getpwuidCalled getgrnamCalled getgrgidCalled) -j$(JOBS) $(filter %.c,$(C_FILES))
 
 format:
 	@.ci/install-packages '$(LINT_PACKAGES)'

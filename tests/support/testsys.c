@@ -43,9 +43,12 @@ static int done(lua_State *L, int result)
 
 /* --- processes --- */
 
-static const struct { const char *name; int resource; } limit_names[] = {
-	{"as", RLIMIT_AS}, {"core", RLIMIT_CORE}, {"cpu", RLIMIT_CPU}, {"data", RLIMIT_DATA}, {"fsize", RLIMIT_FSIZE},
-	{"nofile", RLIMIT_NOFILE}, {"stack", RLIMIT_STACK},
+static const struct {
+	const char *name;
+	int resource;
+} limit_names[] = {
+	{"as", RLIMIT_AS},       {"core", RLIMIT_CORE},     {"cpu", RLIMIT_CPU},     {"data", RLIMIT_DATA},
+	{"fsize", RLIMIT_FSIZE}, {"nofile", RLIMIT_NOFILE}, {"stack", RLIMIT_STACK},
 };
 
 static int limit_by_name(lua_State *L, const char *name)
@@ -73,7 +76,10 @@ static int signal_argument(lua_State *L, int index)
 struct job {
 	const char **argv, **envp;
 	const char *cwd, *in, *out, *err;
-	struct { int resource; rlim_t value; } limits[8];
+	struct {
+		int resource;
+		rlim_t value;
+	} limits[8];
 	int limit_count;
 	int fds[16], fd_count;
 	bool has_ids;
@@ -160,7 +166,7 @@ static void become(const struct job *job, pid_t parent)
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	/* Descriptors to hand down go out of the way first, since their numbers may be among the targets. */
-	int moved[16];
+	int moved[16] = {0};
 	for (int i = 0; i < job->fd_count; i++)
 		moved[i] = fcntl(job->fds[i], F_DUPFD_CLOEXEC, 100);
 	open_as(job->in ? job->in : "/dev/null", O_RDONLY, 0);
@@ -512,11 +518,11 @@ static int l_close(lua_State *L)
 }
 
 static const luaL_Reg functions[] = {
-	{"buffers", l_buffers}, {"chmod", l_chmod}, {"chown", l_chown}, {"close", l_close}, {"dup", l_dup},
-	{"getpid", l_getpid}, {"getrlimit", l_getrlimit}, {"getuid", l_getuid}, {"kill", l_kill}, {"mkdtemp", l_mkdtemp},
-	{"now", l_now}, {"page", l_page}, {"poll", l_poll}, {"recv", l_recv}, {"reserve", l_reserve}, {"reset", l_reset},
-	{"send", l_send}, {"setrlimit", l_setrlimit}, {"shutdown", l_shutdown}, {"sleep", l_sleep}, {"spawn", l_spawn},
-	{"subreaper", l_subreaper}, {"ticks", l_ticks}, {"waitpid", l_waitpid}, {NULL, NULL},
+	{"buffers", l_buffers}, {"chmod", l_chmod},         {"chown", l_chown},         {"close", l_close},       {"dup", l_dup},
+	{"getpid", l_getpid},   {"getrlimit", l_getrlimit}, {"getuid", l_getuid},       {"kill", l_kill},         {"mkdtemp", l_mkdtemp},
+	{"now", l_now},         {"page", l_page},           {"poll", l_poll},           {"recv", l_recv},         {"reserve", l_reserve},
+	{"reset", l_reset},     {"send", l_send},           {"setrlimit", l_setrlimit}, {"shutdown", l_shutdown}, {"sleep", l_sleep},
+	{"spawn", l_spawn},     {"subreaper", l_subreaper}, {"ticks", l_ticks},         {"waitpid", l_waitpid},   {NULL, NULL},
 };
 
 int luaopen_testsys(lua_State *L)
