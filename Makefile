@@ -14,7 +14,7 @@ BUILD      = build
 GROUND   = mem log value addr stats privs
 
 # 1 settings: all mistakes at once, a sandboxed Lua file to plain data, plain data to a checked configuration
-SETTINGS = problems confread_lines confread_value confread option config
+SETTINGS = problems confread_lines confread_value confread option config_schema config_dump config
 
 # 2 reactor: the turn, the timer heap, signals, the watch over callback time
 REACTOR  = loop timer sig guard

@@ -21,7 +21,10 @@ if not t.binary:find("^/") then t.binary = t.root .. "/" .. t.binary end
 assert(sys.subreaper())
 
 -- What the current test has made, to be undone by cleanup; newest last.
-local made = { daemons = {}, clients = {}, servers = {}, folder = nil }
+local function nothing()
+  return { daemons = {}, clients = {}, servers = {}, told = {}, folder = nil }
+end
+local made = nothing()
 
 -- A time limit in seconds, longer where the daemon is slowed down by sanitizers.
 function t.seconds(n)
@@ -127,14 +130,18 @@ local function environment(more)
   return env
 end
 
--- Everything that sanitizers reported in this test, nil if nothing. Reports are removed, so that each one fails one test.
+-- Everything that sanitizers reported in this test, nil if nothing. Each report is told once, so that it fails one test. Those on
+-- undefined behaviour do not go where log_path says but to the process's output.
 local function sanitizer_reports()
   local reports = {}
   if not made.folder then return nil end
   for name in lfs.dir(made.folder) do
-    if name:find("^sanitizer%.") then
-      table.insert(reports, t.read(name))
-      os.remove(t.path(name))
+    if name:find("^sanitizer%.") or name:find("^daemon%-%d+%.log$") or name:find("^run%-%d+%.") then
+      local text = not made.told[name] and t.read(name)
+      if text and (name:find("^sanitizer") or text:find(": runtime error: ", 1, true) or text:find("Sanitizer: ", 1, true)) then
+        made.told[name] = true
+        table.insert(reports, text)
+      end
     end
   end
   return #reports > 0 and table.concat(reports, "\n") or nil
@@ -621,7 +628,7 @@ function t.cleanup()
   local reports = sanitizer_reports()
   if reports then fault = fault or "the daemon's sanitizers reported:\n" .. reports end
   if made.folder then remove_tree(made.folder) end
-  made = { daemons = {}, clients = {}, servers = {}, folder = nil }
+  made = nothing()
   if fault then error(fault, 0) end
 end
 
