@@ -1,0 +1,164 @@
+/*
+ * The table of all options. Validation, defaults, the dump and the documentation are made from it; conf/reactord.conf repeats each
+ * option with its default and its help.
+ */
+#include "config_scopes.h"
+
+#include <string.h>
+
+#include "config.h"
+
+#define MEMBER(structure, name) .offset = offsetof(struct structure, name), .size = sizeof(((struct structure *)0)->name)
+#define CONFIG(name) MEMBER(config, name)
+#define BYTES_MAX 1099511627776.0 /* 1 TiB */
+#define SECONDS_MAX 315360000.0   /* 10 years */
+#define COUNT_MAX 1000000000.0
+#define COUNT(options) (sizeof(options) / sizeof((options)[0]))
+
+static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
+static const char *const log_formats[] = {"auto", "text", "journal", "json", NULL};
+
+static const struct option top[] = {
+	{"handlers", OPTION_FOLDERS, CONFIG(handlers), .fallback = "{}", .reloadable = true,
+     .help = "Folders in which handlers are looked up by name, in this order; the shipped ones come last"},
+	{"user", OPTION_STRING, CONFIG(user), .fallback = "nil", .help = "User to become once all sockets are open, by name or number"},
+	{"group", OPTION_STRING, CONFIG(group), .fallback = "nil", .help = "Group to become, by name or number; the user's own if not given"},
+	{"pid_file", OPTION_PATH, CONFIG(pid_file), .fallback = "nil", .help = "File that holds the process id while the daemon runs"},
+	{"processes", OPTION_INTEGER, CONFIG(processes), .fallback = "1", .min = 1, .max = 1,
+     .help = "Reactor processes; this version runs one"},
+	{"memory_limit", OPTION_SIZE, CONFIG(memory_limit), .fallback = "\"1 GiB\"", .min = 1048576, .max = BYTES_MAX, .reloadable = true,
+     .help = "Memory that the handlers of one generation may take"},
+	{"max_queued", OPTION_SIZE, CONFIG(max_queued), .fallback = "\"1 GiB\"", .min = 65536, .max = BYTES_MAX, .reloadable = true,
+     .help = "Unsent bytes of all connections together; over it the longest queue ends"},
+	{"callback_time", OPTION_SECONDS, CONFIG(callback_time_ns), .fallback = "1", .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds after which a callback is stopped; 0 is never"},
+	{"drain_timeout", OPTION_SECONDS, CONFIG(drain_timeout_ns), .fallback = "30", .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds that connections have to end by themselves when the daemon stops"},
+	{"reload_timeout", OPTION_SECONDS, CONFIG(reload_timeout_ns), .fallback = "3600", .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds that connections may stay on old code after a reload"},
+	{"generations", OPTION_INTEGER, CONFIG(generations), .fallback = "4", .min = 1, .max = 100, .reloadable = true,
+     .help = "Generations of code that may live at once; beyond it the oldest ends"},
+	{"unsafe", OPTION_BOOLEAN, CONFIG(unsafe), .fallback = "false", .reloadable = true,
+     .help = "Give handlers the whole standard library, also what can stop the daemon"},
+	{"lua_path", OPTION_SEARCH_PATH, CONFIG(lua_path), .fallback = "nil", .reloadable = true,
+     .help = "Where require looks for modules in Lua: templates with ';' between"},
+	{"lua_cpath", OPTION_SEARCH_PATH, CONFIG(lua_cpath), .fallback = "nil", .reloadable = true,
+     .help = "Where require looks for modules in C: templates with ';' between"},
+};
+
+static const struct option logs[] = {
+	{"level", OPTION_CHOICE, CONFIG(log_level), .fallback = "\"info\"", .choices = log_levels, .reloadable = true,
+     .help = "What is logged: \"error\", \"warn\", \"info\" or \"debug\" and all that is graver"},
+	{"format", OPTION_CHOICE, CONFIG(log_format), .fallback = "\"auto\"", .choices = log_formats, .reloadable = true,
+     .help = "How: \"text\", \"journal\", \"json\", or \"auto\" for journal under systemd and else text"},
+	{"file", OPTION_PATH, CONFIG(log_file), .fallback = "nil", .reloadable = true,
+     .help = "Where to: a file that SIGUSR1 opens anew; standard error if not given"},
+};
+
+/* What accepted and outgoing connections have in common. */
+#define FLOW_OPTIONS(structure)                                                                             \
+	{"idle_timeout",                                                                                        \
+	 OPTION_SECONDS,                                                                                        \
+	 MEMBER(structure, flow.idle_timeout_ns),                                                               \
+	 .fallback = "0",                                                                                       \
+	 .max = SECONDS_MAX,                                                                                    \
+	 .reloadable = true,                                                                                    \
+	 .help = "Seconds without a byte in either direction after which a connection ends; 0 is never"},       \
+		{"linger_timeout",                                                                                  \
+	     OPTION_SECONDS,                                                                                    \
+	     MEMBER(structure, flow.linger_timeout_ns),                                                         \
+	     .fallback = "30",                                                                                  \
+	     .max = SECONDS_MAX,                                                                                \
+	     .reloadable = true,                                                                                \
+	     .help = "Seconds that a closing connection has to send what is queued and to see the peer's end"}, \
+		{"low_water",                                                                                       \
+	     OPTION_SIZE,                                                                                       \
+	     MEMBER(structure, flow.low_water),                                                                 \
+	     .fallback = "\"64 KiB\"",                                                                          \
+	     .max = BYTES_MAX,                                                                                  \
+	     .reloadable = true,                                                                                \
+	     .help = "Unsent bytes at which a full connection takes more again; never above high_water"},       \
+		{"high_water",                                                                                      \
+	     OPTION_SIZE,                                                                                       \
+	     MEMBER(structure, flow.high_water),                                                                \
+	     .fallback = "\"1 MiB\"",                                                                           \
+	     .min = 1,                                                                                          \
+	     .max = BYTES_MAX,                                                                                  \
+	     .reloadable = true,                                                                                \
+	     .help = "Unsent bytes from which send_data says that it is enough; never above max_outbound"},     \
+		{"max_outbound",                                                                                    \
+	     OPTION_SIZE,                                                                                       \
+	     MEMBER(structure, flow.max_outbound),                                                              \
+	     .fallback = "\"64 MiB\"",                                                                          \
+	     .min = 1,                                                                                          \
+	     .max = BYTES_MAX,                                                                                  \
+	     .reloadable = true,                                                                                \
+	     .help = "Unsent bytes over which a connection is closed"},                                         \
+		{"nodelay",          OPTION_BOOLEAN,     MEMBER(structure, flow.nodelay),                           \
+	     .fallback = "true", .reloadable = true, .help = "Send small packets at once (TCP_NODELAY)"},       \
+	{                                                                                                       \
+		"keepalive", OPTION_KEEPALIVE, MEMBER(structure, flow.keepalive),                                   \
+			.fallback = "false", .reloadable = true,                                                        \
+			.help = "Probe idle peers (SO_KEEPALIVE): true, or the seconds before the first probe"          \
+	}
+
+static const struct option listens[] = {
+	{"handler", OPTION_STRING, MEMBER(listen_conf, handler), .fallback = "nil", .reloadable = true,
+     .help = "Name of the handler that serves the connections; required"},
+	{"args", OPTION_LIST, MEMBER(listen_conf, args), .fallback = "nil", .reloadable = true,
+     .help = "List of plain values that the handler's initialize gets"},
+	{"backlog", OPTION_INTEGER, MEMBER(listen_conf, backlog), .fallback = "4096", .min = 1, .max = 65535, .reloadable = true,
+     .help = "Connections that the system holds until they are accepted"},
+	{"max_connections", OPTION_INTEGER, MEMBER(listen_conf, max_connections), .fallback = "0", .max = COUNT_MAX, .reloadable = true,
+     .help = "Open connections at which accepting pauses; 0 is no limit"},
+	{"max_connections_per_address", OPTION_INTEGER, MEMBER(listen_conf, max_connections_per_address), .fallback = "0", .max = COUNT_MAX,
+     .reloadable = true, .help = "Open connections of one host over which a new one is closed; 0 is no limit"},
+	FLOW_OPTIONS(listen_conf),
+	{"reuse_port", OPTION_BOOLEAN, MEMBER(listen_conf, reuse_port), .fallback = "false", .reloadable = true,
+     .help = "Share the address with other listeners that say so too (SO_REUSEPORT)"},
+	{"mode", OPTION_MODE, MEMBER(listen_conf, mode), .fallback = "nil", .reloadable = true,
+     .help = "Permissions of a unix:// socket, such as \"0660\"; by the umask if not given"},
+};
+
+static const struct option connects[] = {
+	{"handler", OPTION_STRING, MEMBER(connect_conf, handler), .fallback = "nil", .reloadable = true,
+     .help = "Name of the handler that serves the connection; required"},
+	{"args", OPTION_LIST, MEMBER(connect_conf, args), .fallback = "nil", .reloadable = true,
+     .help = "List of plain values that the handler's initialize gets"},
+	{"connect_timeout", OPTION_SECONDS, MEMBER(connect_conf, connect_timeout_ns), .fallback = "20", .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds that connecting may take; 0 is as long as the system tries"},
+	{"reconnect", OPTION_SECONDS, MEMBER(connect_conf, reconnect_ns), .present = offsetof(struct connect_conf, has_reconnect),
+     .fallback = "nil", .min = 0.01, .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds after its end at which the connection is tried again; never if not given"},
+	{"bind", OPTION_ADDRESS, MEMBER(connect_conf, bind), .fallback = "nil", .reloadable = true,
+     .help = "Local address to connect from: \"host\" or \"host:port\", numeric"},
+	FLOW_OPTIONS(connect_conf),
+};
+
+const struct scope scope_top = {"top", top, COUNT(top)};
+const struct scope scope_log = {"log", logs, COUNT(logs)};
+const struct scope scope_listen = {"listen", listens, COUNT(listens)};
+const struct scope scope_connect = {"connect", connects, COUNT(connects)};
+
+/* The option of that name, NULL if there is none. */
+const struct option *scope_find(const struct scope *scope, const char *name)
+{
+	for (size_t i = 0; i < scope->count; i++)
+		if (strcmp(scope->options[i].name, name) == 0)
+			return &scope->options[i];
+	return NULL;
+}
+
+/* Sets every member to its default; what stood there is overwritten. */
+void scope_set_defaults(const struct scope *scope, void *base)
+{
+	for (size_t i = 0; i < scope->count; i++)
+		option_set_default(&scope->options[i], base);
+}
+
+/* Frees what the members own. */
+void scope_clear(const struct scope *scope, void *base)
+{
+	for (size_t i = 0; i < scope->count; i++)
+		option_clear(&scope->options[i], base);
+}
