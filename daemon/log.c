@@ -29,9 +29,9 @@ static struct {
 	char *path;             /* NULL: standard error */
 	int fd;
 	bool is_socket, is_pipe;
-	bool stalled;           /* the last event found no reader: do not wait for it again */
-	bool torn;              /* the last line was cut off: begin with a line break */
-	uint64_t lost;          /* events dropped since the last one that was written */
+	bool stalled;  /* the last event found no reader: do not wait for it again */
+	bool torn;     /* the last line was cut off: begin with a line break */
+	uint64_t lost; /* events dropped since the last one that was written */
 } log_state = {.level = LEVEL_INFO, .format = FORMAT_TEXT, .fd = STDERR_FILENO};
 
 /* A line under construction. */

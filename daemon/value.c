@@ -72,18 +72,12 @@ bool value_equal(const struct value *a, const struct value *b)
 	if (a->kind != b->kind)
 		return false;
 	switch (a->kind) {
-	case VALUE_NIL:
-		return true;
-	case VALUE_BOOLEAN:
-		return a->boolean == b->boolean;
-	case VALUE_INTEGER:
-		return a->integer == b->integer;
-	case VALUE_NUMBER:
-		return a->number == b->number || (a->number != a->number && b->number != b->number);
-	case VALUE_STRING:
-		return a->string.length == b->string.length && memcmp(a->string.bytes, b->string.bytes, a->string.length) == 0;
-	case VALUE_TABLE:
-		return value_equal_tables(a, b);
+	case VALUE_NIL: return true;
+	case VALUE_BOOLEAN: return a->boolean == b->boolean;
+	case VALUE_INTEGER: return a->integer == b->integer;
+	case VALUE_NUMBER: return a->number == b->number || (a->number != a->number && b->number != b->number);
+	case VALUE_STRING: return a->string.length == b->string.length && memcmp(a->string.bytes, b->string.bytes, a->string.length) == 0;
+	case VALUE_TABLE: return value_equal_tables(a, b);
 	}
 	return false;
 }

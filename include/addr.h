@@ -54,7 +54,7 @@ char *addr_format(const struct addr *a, char text[ADDR_TEXT_SIZE]);
 
 /* The host ("127.0.0.1", "::1") or path alone, "" if there is none; v4-mapped IPv6 addresses are written as IPv4. Returns text. */
 char *addr_host(const struct addr *a, char text[ADDR_TEXT_SIZE]);
-uint16_t addr_port(const struct addr *a);             /* 0 where the family has none */
+uint16_t addr_port(const struct addr *a); /* 0 where the family has none */
 void addr_set_port(struct addr *a, uint16_t port);
 bool addr_same_host(const struct addr *a, const struct addr *b); /* ports aside, for limits per address; never for unix */
 

@@ -15,12 +15,12 @@ enum log_format { FORMAT_AUTO, FORMAT_TEXT, FORMAT_JOURNAL, FORMAT_JSON };
 
 /* Where a line comes from; any member may be NULL (connection: 0). Borrowed for the call only. */
 struct log_context {
-	const char *listener;  /* URL of the listener or connect block */
-	const char *peer;      /* "host:port" or a path */
-	const char *handler;   /* name of the handler */
-	const char *callback;  /* name of the callback that was running */
-	const char *source;    /* "file.lua:LINE" of the script */
-	uint64_t connection;   /* the connection's signature */
+	const char *listener; /* URL of the listener or connect block */
+	const char *peer;     /* "host:port" or a path */
+	const char *handler;  /* name of the handler */
+	const char *callback; /* name of the callback that was running */
+	const char *source;   /* "file.lua:LINE" of the script */
+	uint64_t connection;  /* the connection's signature */
 };
 
 /* Opens the log as asked. path NULL: standard error. On failure the log stays as it was, *why is the caller's to free. */
@@ -36,8 +36,7 @@ const char *log_level_name(enum log_level level);
 bool log_level_parse(const char *name, enum log_level *level) __attribute__((warn_unused_result));
 
 /* Writes one event. Line breaks in the message (tracebacks) stay within the one event in every format. */
-void log_event(enum log_level level, const struct log_context *context, const char *format, ...)
-	__attribute__((format(printf, 3, 4)));
+void log_event(enum log_level level, const struct log_context *context, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 #define log_error(...) log_event(LEVEL_ERROR, NULL, __VA_ARGS__)
 #define log_warn(...) log_event(LEVEL_WARN, NULL, __VA_ARGS__)

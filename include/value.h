@@ -38,7 +38,7 @@ void value_clear(struct value *v);                              /* frees what is
 void value_copy(struct value *to, const struct value *from);    /* a deep copy; to is overwritten, not cleared */
 bool value_equal(const struct value *a, const struct value *b); /* deep; the order of fields does not matter */
 void value_string(struct value *v, const char *bytes, size_t length);
-struct field *value_add(struct value *table, struct value key); /* appends a field with a nil value; key is taken over */
+struct field *value_add(struct value *table, struct value key);            /* appends a field with a nil value; key is taken over */
 const struct value *value_get(const struct value *table, const char *key); /* NULL if absent */
 
 #endif
