@@ -26,7 +26,7 @@ WIRE     = sock conn
 SOURCES  = resolver listener connector
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_conn lua_net lua_timer lua_handler lua_sys lua_core
+LUA      = lua_vm lua_arg lua_conn lua_methods lua_net lua_timer lua_handler lua_sys lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
 SERVICE  = notify service run
@@ -51,7 +51,7 @@ TESTSYS = build/tests/testsys.so
 # Compiler and libraries.
 CC        = gcc
 LIBRARIES = lua5.4 libevent_core libcares libsystemd jansson
-WARNINGS  = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 -Wvla -Wpointer-arith -Wcast-qual
+WARNINGS  = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 -Wvla -Wpointer-arith
 DEFINES   = -D_GNU_SOURCE -DVERSION='"$(VERSION)"' -DREACTORD_LIBDIR='"$(PREFIX)/share/reactord/handlers"' \
             -DREACTORD_CONF='"$(SYSCONFDIR)/reactord/reactord.conf"'
 INCLUDES  = -Iinclude -Idaemon $(shell pkg-config --cflags $(LIBRARIES) 2>/dev/null)
@@ -78,6 +78,9 @@ TEST_ENV  = REACTORD=$(CURDIR)/$(BUILD)/reactord REACTORD_BUILD=$(BUILD)
 C_FILES   = $(wildcard daemon/*.[ch] include/*.h tests/unit/*.[ch] tests/support/*.c tests/bench/*.c tests/fuzz/*.c)
 LUA_FILES = handlers tests
 
+# Commands of the compiler are shown with V=1 only.
+Q = $(if $(V),,@echo '  $@'; )
+
 .PHONY: all help deps run test test-all test-deps test-programs test-run lint format asan bench install install-files uninstall clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -85,7 +88,7 @@ LUA_FILES = handlers tests
 all: $(BUILD)/reactord
 
 help:
-	@echo 'make            build build/reactord (WERROR=1: warnings are errors)'
+	@echo 'make            build build/reactord (WERROR=1: warnings are errors, V=1: show commands)'
 	@echo 'make run        install what is missing, build, serve conf/reactord.conf in the foreground'
 	@echo 'make test       install what is missing, build, run every test (SPECS="files": only these)'
 	@echo 'make test-all   the same with full counts and heavy peers'
@@ -97,10 +100,10 @@ help:
 	@echo 'make clean      remove build/'
 
 $(BUILD)/reactord: $(OBJECTS)
-	$(CC) $(ALL_LDFLAGS) -o $@ $(OBJECTS) $(LIBS)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(OBJECTS) $(LIBS)
 
 $(BUILD)/%.o: daemon/%.c $(BUILD)/flags
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 # Everything is built again when the compiler's flags change, and not otherwise.
 $(BUILD)/flags: FORCE
@@ -149,10 +152,10 @@ test-run:
 test-programs: all $(UNITS) $(TESTSYS)
 
 $(BUILD)/tests/%_test: $(BUILD)/tests/%_test.o $(BUILD)/tested.a
-	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
 $(BUILD)/tests/%.o: tests/unit/%.c $(BUILD)/flags
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/tested.a: $(TESTED)
 	@rm -f $@
@@ -160,14 +163,14 @@ $(BUILD)/tested.a: $(TESTED)
 
 $(TESTSYS): tests/support/testsys.c
 	@mkdir -p $(@D)
-	$(CC) -std=gnu11 -D_GNU_SOURCE -g -O2 -fPIC -shared $(WARNINGS) $(if $(WERROR),-Werror) $(INCLUDES) -o $@ $<
+	$(Q)$(CC) -std=gnu11 -D_GNU_SOURCE -g -O2 -fPIC -shared $(WARNINGS) $(if $(WERROR),-Werror) $(INCLUDES) -o $@ $<
 
 bench: test-deps
 	@$(SUBMAKE) all $(BENCHES)
 	@tests/bench/run $(BUILD)/reactord
 
 $(BUILD)/bench/%: tests/bench/%.c $(BUILD)/flags
-	$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $< $(LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $< $(LIBS)
 
 # --- sources ---------------------------------------------------------------------------------------------------------
 
