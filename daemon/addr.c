@@ -15,15 +15,19 @@
 
 static const char *const scheme_names[] = {"tcp", "tls", "udp", "unix", "fd"};
 
-/* Whether text ends in a label that only an IPv4 address could have ("1.2.3", "256", "0x7f"): libc would read it in old ways. */
+/* Whether the last label is one that only an IPv4 address could have ("1.2.3", "256", "0x7f"): libc would read it in old ways. */
 static bool looks_numeric(const char *host)
 {
-	const char *label = strrchr(host, '.');
+	const char *label = host, *end;
 
-	label = label ? label + 1 : host;
+	for (const char *p = host; *p; p++)
+		if (*p == '.' && p[1] != '\0')
+			label = p + 1;
 	if (label[0] == '0' && (label[1] == 'x' || label[1] == 'X'))
-		return label[2 + strspn(label + 2, "0123456789abcdefABCDEF")] == '\0';
-	return label[strspn(label, "0123456789")] == '\0';
+		end = label + 2 + strspn(label + 2, "0123456789abcdefABCDEF");
+	else
+		end = label + strspn(label, "0123456789");
+	return end > label && (*end == '\0' || (*end == '.' && end[1] == '\0'));
 }
 
 /* Whether host is a host name by RFC 1123, underscores allowed; one dot may stand at the end. */

@@ -246,6 +246,9 @@ static const struct option *find_override(const char *name)
 	return o && o->type != OPTION_FOLDERS ? o : NULL;
 }
 
+/* How the options of log are called where there is no table around them. */
+static const char *const log_overrides[] = {"log_level", "log_format", "log_file"};
+
 /* Applies the overrides in order. */
 static void apply_overrides(struct config *config, const struct override *overrides, size_t count, struct problems *problems)
 {
@@ -259,6 +262,8 @@ static void apply_overrides(struct config *config, const struct override *overri
 
 			for (size_t j = 0; j < scope_top.count; j++)
 				suggestion_consider(&s, scope_top.options[j].name);
+			for (size_t j = 0; j < sizeof log_overrides / sizeof log_overrides[0]; j++)
+				suggestion_consider(&s, log_overrides[j]);
 			problems_add(problems, "%s: unknown option '%s'%s", override->origin, override->name, suggestion_text(&s, near));
 		} else if (!option_set_text(o, config, override->value, &why)) {
 			problems_add(problems, "%s: '%s' %s", override->origin, override->name, why);

@@ -24,7 +24,7 @@ static const struct option top[] = {
 	{"user", OPTION_STRING, CONFIG(user), .fallback = "nil", .help = "User to become once all sockets are open, by name or number"},
 	{"group", OPTION_STRING, CONFIG(group), .fallback = "nil", .help = "Group to become, by name or number; the user's own if not given"},
 	{"pid_file", OPTION_PATH, CONFIG(pid_file), .fallback = "nil", .help = "File that holds the process id while the daemon runs"},
-	{"processes", OPTION_INTEGER, CONFIG(processes), .fallback = "1", .min = 1, .max = 1,
+	{"processes", OPTION_INTEGER, CONFIG(processes), .fallback = "1", .min = 1, .max = 1, .wanted = "1, as this version runs one process",
      .help = "Reactor processes; this version runs one"},
 	{"memory_limit", OPTION_SIZE, CONFIG(memory_limit), .fallback = "\"1 GiB\"", .min = 1048576, .max = BYTES_MAX, .reloadable = true,
      .help = "Memory that the handlers of one generation may take"},

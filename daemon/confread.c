@@ -46,7 +46,7 @@ struct reader {
 /* What an unknown name yields. */
 struct stand_in {
 	size_t problem; /* which problem tells of it */
-	bool called;
+	bool settled;   /* the problem is worded as it will stay */
 };
 
 /* The reader of a state. */
@@ -78,11 +78,28 @@ static void *allocate(void *context, void *old, size_t old_size, size_t size)
 	return block;
 }
 
+/* The line that is being run at a level of the stack: 0 in a hook, 1 in a C function that the file called. 0 if unknown. */
+static int line_at(lua_State *L, int level)
+{
+	lua_Debug ar;
+
+	if (!lua_getstack(L, level, &ar) || !lua_getinfo(L, "l", &ar) || ar.currentline < 0)
+		return 0;
+	return ar.currentline;
+}
+
+/* The line of the file from which the running C function was called. */
+static int line_of(lua_State *L)
+{
+	return line_at(L, 1);
+}
+
 /* Ends the reading of everything. */
-static int stop(lua_State *L, const char *why)
+static void stop(lua_State *L, int line, const char *why)
 {
 	reader_of(L)->stopped = true;
-	return luaL_error(L, "stopped: %s", why);
+	lua_pushfstring(L, ":%d: stopped: %s", line, why);
+	lua_error(L);
 }
 
 /* Looks at the limits from time to time. */
@@ -93,25 +110,15 @@ static void on_count(lua_State *L, lua_Debug *ar)
 	(void)ar;
 	r->instructions += INSTRUCTION_STEP;
 	if (r->instructions >= INSTRUCTION_LIMIT)
-		stop(L, "it runs for too long");
+		stop(L, line_at(L, 0), "it runs for too long");
 	if (r->problems->count > MISTAKE_LIMIT)
-		stop(L, "there are too many mistakes");
+		stop(L, line_at(L, 0), "there are too many mistakes");
 }
 
 /* More was collected than there is room for. */
 static void on_full(lua_State *L)
 {
-	stop(L, "it has too much data");
-}
-
-/* The line of the file from which the running C function was called, 0 if unknown. */
-static int line_of(lua_State *L)
-{
-	lua_Debug ar;
-
-	if (!lua_getstack(L, 1, &ar) || !lua_getinfo(L, "l", &ar) || ar.currentline < 0)
-		return 0;
-	return ar.currentline;
+	stop(L, line_of(L), "it has too much data");
 }
 
 /* Whether a list has a name. */
@@ -150,19 +157,23 @@ static void on_mistake(lua_State *L, const char *key, const char *why)
 /* --- names ----------------------------------------------------------------------------------------------------------- */
 
 /* Pushes a stand-in for what the newest problem tells of. */
-static int push_stand_in(lua_State *L, bool called)
+static int push_stand_in(lua_State *L, bool settled)
 {
 	struct stand_in *s = lua_newuserdatauv(L, sizeof *s, 1);
 
-	*s = (struct stand_in){.problem = reader_of(L)->problems->count - 1, .called = called};
+	*s = (struct stand_in){.problem = reader_of(L)->problems->count - 1, .settled = settled};
 	luaL_setmetatable(L, "stand-in");
 	return 1;
 }
 
-/* Takes part in anything: a stand-in as the result of any operation with one. */
+/* Takes part in anything: a stand-in is the result of any operation with one. What it stands for is no block then. */
 static int l_stand_in_any(lua_State *L)
 {
-	lua_pushvalue(L, lua_type(L, 1) == LUA_TUSERDATA ? 1 : 2);
+	int index = lua_type(L, 1) == LUA_TUSERDATA ? 1 : 2;
+	struct stand_in *s = lua_touserdata(L, index);
+
+	s->settled = true;
+	lua_pushvalue(L, index);
 	return 1;
 }
 
@@ -173,7 +184,7 @@ static int l_stand_in_call(lua_State *L)
 	struct reader *r = reader_of(L);
 	char near[SUGGESTION_SIZE];
 
-	if (!s->called && lua_getiuservalue(L, 1, 1) == LUA_TSTRING) {
+	if (!s->settled && lua_getiuservalue(L, 1, 1) == LUA_TSTRING) {
 		const char *name = lua_tostring(L, -1);
 		struct problems again = {0};
 
@@ -184,7 +195,7 @@ static int l_stand_in_call(lua_State *L)
 		free(r->problems->lines[s->problem]);
 		r->problems->lines[s->problem] = again.lines[0];
 		free(again.lines);
-		s->called = true;
+		s->settled = true;
 	}
 	lua_settop(L, 1);
 	return 1;
@@ -213,16 +224,15 @@ static int l_block_table(lua_State *L)
 
 	if (item->complete) {
 		problems_add_at(r->problems, r->file, line_of(L), "%s \"%s\" has two tables of options", item->block, item->name);
-	} else if (lua_type(L, 1) == LUA_TTABLE) {
-		item->complete = true;
-		r->block = item->block;
-		value_read(&r->values, L, 1, &item->value);
-	} else {
-		item->complete = true; /* one message is enough */
-		if (lua_type(L, 1) != LUA_TUSERDATA)
-			problems_add_at(r->problems, r->file, line_of(L), "the options of %s \"%s\" must be a table: { handler = \"…\" }", item->block,
-			                item->name);
+		return 0;
 	}
+	item->complete = true; /* also if it is wrong: one message is enough */
+	r->block = item->block;
+	if (lua_type(L, 1) == LUA_TTABLE)
+		value_read(&r->values, L, 1, &item->value);
+	else if (lua_type(L, 1) != LUA_TUSERDATA)
+		problems_add_at(r->problems, r->file, line_of(L), "the options of %s \"%s\" must be a table: { handler = \"…\" }", item->block,
+		                item->name);
 	return 0;
 }
 
@@ -254,6 +264,20 @@ static int l_block(lua_State *L)
 
 static void run_file(lua_State *L, const char *path);
 
+/* The pattern of an include as glob takes it: relative to the file, in whose own path no character is special. */
+static char *glob_pattern(const char *file, const char *pattern)
+{
+	char *literal = mem_alloc(strlen(file) * 2 + 1), *p = literal, *whole;
+
+	for (; *file; *p++ = *file++)
+		if (strchr("*?[]\\", *file))
+			*p++ = '\\';
+	*p = '\0';
+	whole = confread_resolve(literal, pattern);
+	free(literal);
+	return whole;
+}
+
 /* include "conf.d/x.conf": reads the files that a pattern matches, in the order of their names. */
 static int l_include(lua_State *L)
 {
@@ -273,16 +297,18 @@ static int l_include(lua_State *L)
 		                INCLUDE_LIMIT);
 		return 0;
 	}
-	path = confread_resolve(r->file, pattern);
-	if (!strpbrk(pattern, "*?[")) {
+	if (strpbrk(pattern, "*?[")) {
+		path = glob_pattern(r->file, pattern);
+		if (glob(path, 0, NULL, &found) == 0)
+			for (size_t i = 0; i < found.gl_pathc && !r->stopped; i++)
+				run_file(L, found.gl_pathv[i]);
+		globfree(&found);
+	} else {
+		path = confread_resolve(r->file, pattern);
 		if (access(path, R_OK) == 0)
 			run_file(L, path);
 		else
 			problems_add_at(r->problems, r->file, line_of(L), "include \"%s\": %s", pattern, strerror(errno));
-	} else if (glob(path, 0, NULL, &found) == 0) {
-		for (size_t i = 0; i < found.gl_pathc && !r->stopped; i++)
-			run_file(L, found.gl_pathv[i]);
-		globfree(&found);
 	}
 	free(path);
 	lua_settop(L, 0);

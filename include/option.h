@@ -42,6 +42,7 @@ struct option {
 	const char *fallback;       /* the default, as it is written in a file */
 	double min, max;            /* of numbers */
 	const char *const *choices; /* ends with NULL */
+	const char *wanted;         /* the bounds of an integer in words of its own, or NULL */
 	bool reloadable;            /* may differ after a reload */
 	const char *help;           /* a sentence without its dot */
 };
