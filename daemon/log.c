@@ -359,7 +359,7 @@ static bool report_lost(void)
 
 	if (log_state.torn)
 		put(&line, "\n", 1);
-	snprintf(message, sizeof message, "log: %" PRIu64 " events lost, the reader was too slow", log_state.lost);
+	snprintf(message, sizeof message, "log: %" PRIu64 " events were lost: they could not be written", log_state.lost);
 	if (log_state.format == FORMAT_JSON)
 		make_json(&line, LEVEL_WARN, NULL, message);
 	else

@@ -28,13 +28,14 @@ static bool parse_id(const char *text, id_t *id)
 	return true;
 }
 
-/* Finds a user by name, or else by number. */
+/* Finds a user by name, or else by number. Only the loop's thread asks for users, so the C library's own memory will do. */
 static struct passwd *find_user(const char *user)
 {
-	struct passwd *pw = getpwnam(user);
+	struct passwd *pw = getpwnam(user); // cppcheck-suppress getpwnamCalled
 	id_t id;
 
 	if (!pw && parse_id(user, &id))
+		// cppcheck-suppress getpwuidCalled
 		pw = getpwuid(id);
 	return pw;
 }
@@ -59,7 +60,7 @@ bool privs_lookup(const char *user, const char *group, uid_t *uid, gid_t *gid, c
 		*gid = pw->pw_gid;
 		return true;
 	}
-	gr = getgrnam(group);
+	gr = getgrnam(group); // cppcheck-suppress getgrnamCalled
 	if (gr) {
 		*gid = gr->gr_gid;
 	} else if (!parse_id(group, gid)) {

@@ -361,8 +361,10 @@ static void overrides_go_first(void **state)
 	all = config_overrides(given, 2, &total);
 	assert_int_equal(total, 7);
 	config = load_with("log = { level = 'warn', format = 'text', file = 'f' } user = 'root'", all, total, &p);
-	if (!config)
+	if (!config) {
 		fail_msg("%s", p.lines[0]);
+		return;
+	}
 	assert_int_equal(config->log_level, LEVEL_ERROR);
 	assert_int_equal(config->log_format, FORMAT_JSON);
 	assert_string_equal(config->user, "nobody");
