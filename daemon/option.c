@@ -102,10 +102,10 @@ static double number_of(const struct value *v)
 	return v->kind == VALUE_INTEGER ? (double)v->integer : v->kind == VALUE_NUMBER ? v->number : NAN;
 }
 
-/* A whole number within the option's bounds. */
-static bool whole(const struct option *o, double number)
+/* Whether a number is whole and within bounds, which are within those of an int64_t. */
+static bool is_whole(double number, double min, double max)
 {
-	return number >= o->min && number <= o->max && number == floor(number);
+	return number >= min && number <= max && number == (double)(int64_t)number;
 }
 
 /* Whether a value is a text that C can take: not empty, no NULs in it. */
@@ -311,14 +311,14 @@ bool option_set(const struct option *o, void *base, const struct value *v, const
 		return true;
 	case OPTION_KEEPALIVE:
 		number = v->kind == VALUE_BOOLEAN ? (v->boolean ? 0 : -1) : number_of(v);
-		if (v->kind != VALUE_BOOLEAN && !(number >= 1 && number <= 32767 && number == floor(number)))
+		if (v->kind != VALUE_BOOLEAN && !is_whole(number, 1, 32767))
 			return refuse(o, v, why);
 		store(o, base, number);
 		return true;
 	case OPTION_INTEGER:
 	case OPTION_SIZE:
 		number = o->type == OPTION_SIZE ? size_of(v) : number_of(v);
-		if (!whole(o, number))
+		if (!is_whole(number, o->min, o->max))
 			return refuse(o, v, why);
 		store(o, base, number);
 		return true;
@@ -326,7 +326,7 @@ bool option_set(const struct option *o, void *base, const struct value *v, const
 		number = number_of(v);
 		if (!(number >= o->min && number <= o->max))
 			return refuse(o, v, why);
-		*(uint64_t *)member(o, base) = (uint64_t)llround(number * 1e9);
+		*(uint64_t *)member(o, base) = (uint64_t)(number * 1e9 + 0.5);
 		if (o->present)
 			*(bool *)((char *)base + o->present) = true;
 		return true;
