@@ -26,10 +26,10 @@ WIRE     = sock conn
 SOURCES  = resolver listener connector
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_conn lua_methods lua_net lua_timer lua_handler lua_sys lua_core
+LUA      = lua_vm lua_arg lua_conn lua_methods lua_handler lua_net lua_timer lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
-SERVICE  = notify service run
+SERVICE  = notify pidfile runtime generation service run
 
 # 7 main: options and subcommands
 MAIN     = main

@@ -41,7 +41,7 @@ static void report_unknown(const struct place *at, const struct scope *scope, co
 }
 
 /* Sets one option, or reports why not. */
-static void set_option(const struct place *at, const struct scope *scope, const struct option *o, void *base, const struct value *v)
+static void set_option(const struct place *at, const struct scope *scope, const struct option_def *o, void *base, const struct value *v)
 {
 	char *why;
 
@@ -58,7 +58,7 @@ static void set_options(const struct place *at, const struct scope *scope, void 
 	for (size_t i = 0; i < table->table.count; i++) {
 		const struct field *f = &table->table.fields[i];
 		struct place here = {at->problems, at->file, lines ? lines[i] : at->line};
-		const struct option *o;
+		const struct option_def *o;
 
 		if (f->key.kind != VALUE_STRING) {
 			problems_add_at(here.problems, here.file, here.line, "%s takes options by name: name = value", scope->name);
@@ -239,9 +239,9 @@ bool config_connect(struct connect_conf *out, const char *url, const struct valu
 /* --- overrides ------------------------------------------------------------------------------------------------------- */
 
 /* Finds the option that an override names; NULL if there is none that takes a text. */
-static const struct option *find_override(const char *name)
+static const struct option_def *find_override(const char *name)
 {
-	const struct option *o = strncmp(name, "log_", 4) == 0 ? scope_find(&scope_log, name + 4) : scope_find(&scope_top, name);
+	const struct option_def *o = strncmp(name, "log_", 4) == 0 ? scope_find(&scope_log, name + 4) : scope_find(&scope_top, name);
 
 	return o && o->type != OPTION_FOLDERS ? o : NULL;
 }
@@ -254,7 +254,7 @@ static void apply_overrides(struct config *config, const struct override *overri
 {
 	for (size_t i = 0; i < count; i++) {
 		const struct override *override = &overrides[i];
-		const struct option *o = find_override(override->name);
+		const struct option_def *o = find_override(override->name);
 		char near[SUGGESTION_SIZE], *why;
 
 		if (!o) {
@@ -316,7 +316,7 @@ struct override *config_overrides(const struct override *given_ones, size_t coun
 static void take_option(struct config *config, const struct confread_item *item, struct problems *problems)
 {
 	struct place at = {problems, item->file, item->line};
-	const struct option *o = scope_find(&scope_top, item->name);
+	const struct option_def *o = scope_find(&scope_top, item->name);
 
 	if (o)
 		set_option(&at, &scope_top, o, config, &item->value);

@@ -54,7 +54,7 @@ void config_dump_json(const struct config *config, FILE *to)
 void config_check_reload(const struct config *now, const struct config *next, struct problems *problems)
 {
 	for (size_t i = 0; i < scope_top.count; i++) {
-		const struct option *o = &scope_top.options[i];
+		const struct option_def *o = &scope_top.options[i];
 
 		if (!o->reloadable && !option_equal(o, now, next))
 			problems_add_at(problems, next->file, 0, "'%s' cannot change in a reload: restart the daemon", o->name);
@@ -71,7 +71,7 @@ struct option_row *config_option_rows(size_t *count)
 	for (size_t i = 0; i < sizeof scopes / sizeof scopes[0]; i++) {
 		rows = mem_realloc(rows, (*count + scopes[i]->count) * sizeof *rows);
 		for (size_t j = 0; j < scopes[i]->count; j++) {
-			const struct option *o = &scopes[i]->options[j];
+			const struct option_def *o = &scopes[i]->options[j];
 
 			rows[(*count)++] =
 				(struct option_row){scopes[i]->name, o->name, option_type_name(o->type), o->fallback, o->reloadable, o->help};

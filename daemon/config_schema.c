@@ -18,7 +18,7 @@
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
 static const char *const log_formats[] = {"auto", "text", "journal", "json", NULL};
 
-static const struct option top[] = {
+static const struct option_def top[] = {
 	{"handlers", OPTION_FOLDERS, CONFIG(handlers), .fallback = "{}", .reloadable = true,
      .help = "Folders in which handlers are looked up by name, in this order; the shipped ones come last"},
 	{"user", OPTION_STRING, CONFIG(user), .fallback = "nil", .help = "User to become once all sockets are open, by name or number"},
@@ -46,7 +46,7 @@ static const struct option top[] = {
      .help = "Where require looks for modules in C: templates with ';' between"},
 };
 
-static const struct option logs[] = {
+static const struct option_def logs[] = {
 	{"level", OPTION_CHOICE, CONFIG(log_level), .fallback = "\"info\"", .choices = log_levels, .reloadable = true,
      .help = "What is logged: \"error\", \"warn\", \"info\" or \"debug\" and all that is graver"},
 	{"format", OPTION_CHOICE, CONFIG(log_format), .fallback = "\"auto\"", .choices = log_formats, .reloadable = true,
@@ -102,7 +102,7 @@ static const struct option logs[] = {
 			.help = "Probe idle peers (SO_KEEPALIVE): true, or the seconds before the first probe"          \
 	}
 
-static const struct option listens[] = {
+static const struct option_def listens[] = {
 	{"handler", OPTION_STRING, MEMBER(listen_conf, handler), .fallback = "nil", .reloadable = true,
      .help = "Name of the handler that serves the connections; required"},
 	{"args", OPTION_LIST, MEMBER(listen_conf, args), .fallback = "nil", .reloadable = true,
@@ -120,7 +120,7 @@ static const struct option listens[] = {
      .help = "Permissions of a unix:// socket, such as \"0660\"; by the umask if not given"},
 };
 
-static const struct option connects[] = {
+static const struct option_def connects[] = {
 	{"handler", OPTION_STRING, MEMBER(connect_conf, handler), .fallback = "nil", .reloadable = true,
      .help = "Name of the handler that serves the connection; required"},
 	{"args", OPTION_LIST, MEMBER(connect_conf, args), .fallback = "nil", .reloadable = true,
@@ -141,7 +141,7 @@ const struct scope scope_listen = {"listen", listens, COUNT(listens)};
 const struct scope scope_connect = {"connect", connects, COUNT(connects)};
 
 /* The option of that name, NULL if there is none. */
-const struct option *scope_find(const struct scope *scope, const char *name)
+const struct option_def *scope_find(const struct scope *scope, const char *name)
 {
 	for (size_t i = 0; i < scope->count; i++)
 		if (strcmp(scope->options[i].name, name) == 0)

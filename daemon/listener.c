@@ -175,6 +175,7 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 	l->fd = fd;
 	if (!sock_local(fd, &l->local))
 		l->local = a;
+	l->url = mem_strdup(conf->url_text);
 	l->name = make_name(conf, &l->local);
 	if (conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
 		l->unlink_path = mem_strdup(conf->url.path);
@@ -236,6 +237,7 @@ static void free_if_done(struct listener *l)
 		HASH_DEL(l->addresses, entry);
 		free(entry);
 	}
+	free(l->url);
 	free(l->name);
 	free(l);
 }

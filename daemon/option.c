@@ -18,12 +18,12 @@ static const char *const type_names[] = {"string",  "path",   "search path", "fo
                                          "seconds", "choice", "keepalive",   "mode",    "address", "list"};
 
 /* The member of the struct at base. */
-static void *member(const struct option *o, void *base)
+static void *member(const struct option_def *o, void *base)
 {
 	return (char *)base + o->offset;
 }
 
-static const void *const_member(const struct option *o, const void *base)
+static const void *const_member(const struct option_def *o, const void *base)
 {
 	return (const char *)base + o->offset;
 }
@@ -51,7 +51,7 @@ static char *describe(const struct value *v)
 }
 
 /* What an option must be; the caller owns it. */
-static char *expectation(const struct option *o)
+static char *expectation(const struct option_def *o)
 {
 	char *text, *longer;
 
@@ -84,7 +84,7 @@ static char *expectation(const struct option *o)
 }
 
 /* Words a refusal. */
-static bool refuse(const struct option *o, const struct value *v, char **why)
+static bool refuse(const struct option_def *o, const struct value *v, char **why)
 {
 	char *expected = expectation(o), *got = describe(v);
 
@@ -137,7 +137,7 @@ static double size_of(const struct value *v)
 }
 
 /* Stores a whole number in a member of whatever width. */
-static void store(const struct option *o, void *base, double number)
+static void store(const struct option_def *o, void *base, double number)
 {
 	if (o->size == sizeof(int))
 		*(int *)member(o, base) = (int)number;
@@ -146,7 +146,7 @@ static void store(const struct option *o, void *base, double number)
 }
 
 /* Stores a text in the place of what stood there. */
-static void store_text(const struct option *o, void *base, char *text)
+static void store_text(const struct option_def *o, void *base, char *text)
 {
 	option_clear(o, base);
 	*(char **)member(o, base) = text;
@@ -173,7 +173,7 @@ static char *resolve_templates(const char *file, const char *templates)
 }
 
 /* A list of folders. */
-static bool set_folders(const struct option *o, void *base, const struct value *v, const char *file, char **why)
+static bool set_folders(const struct option_def *o, void *base, const struct value *v, const char *file, char **why)
 {
 	struct strings *s = member(o, base);
 
@@ -199,7 +199,7 @@ static bool set_folders(const struct option *o, void *base, const struct value *
 }
 
 /* A list of positional values; holes are nils. */
-static bool set_list(const struct option *o, void *base, const struct value *v, char **why)
+static bool set_list(const struct option_def *o, void *base, const struct value *v, char **why)
 {
 	if (v->kind != VALUE_TABLE)
 		return refuse(o, v, why);
@@ -217,7 +217,7 @@ static bool set_list(const struct option *o, void *base, const struct value *v, 
 }
 
 /* A local address to bind to. */
-static bool set_address(const struct option *o, void *base, const struct value *v, char **why)
+static bool set_address(const struct option_def *o, void *base, const struct value *v, char **why)
 {
 	char *with_port, *without, *ignored = NULL;
 	struct url url;
@@ -246,7 +246,7 @@ static bool set_address(const struct option *o, void *base, const struct value *
 }
 
 /* One of the option's words. */
-static bool set_choice(const struct option *o, void *base, const struct value *v, char **why)
+static bool set_choice(const struct option_def *o, void *base, const struct value *v, char **why)
 {
 	if (v->kind == VALUE_STRING) {
 		for (int i = 0; o->choices[i]; i++) {
@@ -260,7 +260,7 @@ static bool set_choice(const struct option *o, void *base, const struct value *v
 }
 
 /* Permissions in octal. */
-static bool set_mode(const struct option *o, void *base, const struct value *v, char **why)
+static bool set_mode(const struct option_def *o, void *base, const struct value *v, char **why)
 {
 	if (!is_text(v) || v->string.length > 4 || v->string.bytes[strspn(v->string.bytes, "01234567")] != '\0' ||
 	    strtol(v->string.bytes, NULL, 8) > 0777)
@@ -270,7 +270,7 @@ static bool set_mode(const struct option *o, void *base, const struct value *v, 
 }
 
 /* Nothing instead of a value. */
-static void set_none(const struct option *o, void *base)
+static void set_none(const struct option_def *o, void *base)
 {
 	option_clear(o, base);
 	if (o->type == OPTION_MODE)
@@ -280,7 +280,7 @@ static void set_none(const struct option *o, void *base)
 }
 
 /* Sets the member from a value. */
-bool option_set(const struct option *o, void *base, const struct value *v, const char *file, char **why)
+bool option_set(const struct option_def *o, void *base, const struct value *v, const char *file, char **why)
 {
 	double number;
 
@@ -335,7 +335,7 @@ bool option_set(const struct option *o, void *base, const struct value *v, const
 }
 
 /* Makes a value of a text as it is written outside files: the option's kind tells what it stands for. */
-static void value_from_text(const struct option *o, const char *text, struct value *v)
+static void value_from_text(const struct option_def *o, const char *text, struct value *v)
 {
 	char *end;
 	double number;
@@ -365,7 +365,7 @@ static void value_from_text(const struct option *o, const char *text, struct val
 }
 
 /* Sets the member from a text. */
-bool option_set_text(const struct option *o, void *base, const char *text, char **why)
+bool option_set_text(const struct option_def *o, void *base, const char *text, char **why)
 {
 	struct value v;
 	bool ok;
@@ -377,7 +377,7 @@ bool option_set_text(const struct option *o, void *base, const char *text, char 
 }
 
 /* Sets the default, which is written as in a file. */
-void option_set_default(const struct option *o, void *base)
+void option_set_default(const struct option_def *o, void *base)
 {
 	struct value v = {.kind = VALUE_NIL};
 	size_t length = strlen(o->fallback);
@@ -398,7 +398,7 @@ void option_set_default(const struct option *o, void *base)
 /* --- and back -------------------------------------------------------------------------------------------------------- */
 
 /* Frees what the member owns. */
-void option_clear(const struct option *o, void *base)
+void option_clear(const struct option_def *o, void *base)
 {
 	struct strings *s;
 
@@ -423,7 +423,7 @@ void option_clear(const struct option *o, void *base)
 }
 
 /* Whether two structs have the same in this member. */
-bool option_equal(const struct option *o, const void *a, const void *b)
+bool option_equal(const struct option_def *o, const void *a, const void *b)
 {
 	json_t *x = option_json(o, a), *y = option_json(o, b);
 	bool equal = json_equal(x, y);
@@ -501,7 +501,7 @@ json_t *option_value_json(const struct value *v)
 }
 
 /* The member as JSON. */
-json_t *option_json(const struct option *o, const void *base)
+json_t *option_json(const struct option_def *o, const void *base)
 {
 	const void *m = const_member(o, base);
 	int64_t number = o->size == sizeof(int) ? *(const int *)m : o->size == sizeof(int64_t) ? *(const int64_t *)m : 0;

@@ -88,6 +88,7 @@ struct conns {
 	struct loop *loop;
 	struct conn *all;
 	size_t count;
+	uint64_t last_signature;     /* given to a connection's user; never twice in a process */
 	size_t queued, max_queued;   /* unsent bytes of all of them, and their limit */
 	struct conn *dirty, **dirty_end;   /* lists in the order of marking */
 	struct conn *ending, **ending_end;

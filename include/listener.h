@@ -21,7 +21,8 @@ struct listener {
 	struct event *event;
 	int fd;                      /* -1 once closed */
 	struct addr local;
-	char *name;                  /* URL, with the port that the system picked */
+	char *url;                   /* as configured, in its canonical spelling */
+	char *name;                  /* the same with the port that the system picked */
 	char *unlink_path;           /* socket file to remove at the end, NULL if none */
 	uint64_t max_connections, max_per_address; /* 0: no limit */
 	uint64_t live;               /* accepted and not yet released */

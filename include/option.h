@@ -34,7 +34,7 @@ struct strings {
 	size_t count;
 };
 
-struct option {
+struct option_def {
 	const char *name;
 	enum option_type type;
 	size_t offset, size;        /* of the member */
@@ -49,21 +49,21 @@ struct option {
 
 /* Sets the member of the struct at base from a value; nil is "none". file is where it stands, for relative paths, or NULL.
  * On failure the member stays and *why (caller frees) is what follows the option's name: "must be …, got …". */
-bool option_set(const struct option *o, void *base, const struct value *v, const char *file, char **why)
+bool option_set(const struct option_def *o, void *base, const struct value *v, const char *file, char **why)
 	__attribute__((warn_unused_result));
 
 /* The same from a text of the command line or the environment. */
-bool option_set_text(const struct option *o, void *base, const char *text, char **why) __attribute__((warn_unused_result));
+bool option_set_text(const struct option_def *o, void *base, const char *text, char **why) __attribute__((warn_unused_result));
 
 /* Sets the default; what stood there is overwritten, not freed. */
-void option_set_default(const struct option *o, void *base);
+void option_set_default(const struct option_def *o, void *base);
 
 /* Frees what the member owns. */
-void option_clear(const struct option *o, void *base);
-bool option_equal(const struct option *o, const void *a, const void *b);
+void option_clear(const struct option_def *o, void *base);
+bool option_equal(const struct option_def *o, const void *a, const void *b);
 
 /* The member as JSON, a new reference. */
-json_t *option_json(const struct option *o, const void *base) __attribute__((warn_unused_result));
+json_t *option_json(const struct option_def *o, const void *base) __attribute__((warn_unused_result));
 
 /* Plain data as JSON, a new reference: a table of 1 to n is an array. Bytes that are not UTF-8 become U+FFFD. */
 json_t *option_value_json(const struct value *v) __attribute__((warn_unused_result));

@@ -1,0 +1,237 @@
+/* One generation of handlers: see generation.h. */
+#include "generation.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "lua_core.h"
+#include "lua_handler.h"
+#include "lua_timer.h"
+#include "mem.h"
+
+/* Makes a configuration shareable. */
+struct shared_config *shared_config_new(struct config *config)
+{
+	struct shared_config *shared = mem_zalloc(sizeof *shared);
+
+	shared->config = config;
+	shared->users = 1;
+	return shared;
+}
+
+/* One user less. */
+void shared_config_release(struct shared_config *shared)
+{
+	if (--shared->users)
+		return;
+	config_free(shared->config);
+	free(shared);
+}
+
+static void dial(struct dialer *d);
+
+/* The connection of a connect block has ended: another one after the wait that the block asks for. */
+static void on_unbound(struct lua_conn *lc, void *data)
+{
+	struct dialer *d = data;
+
+	(void)lc;
+	d->lc = NULL;
+	if (!d->stopped && d->conf->has_reconnect)
+		timer_start(d->generation->runtime->loop, &d->retry, d->conf->reconnect_ns);
+}
+
+/* The wait is over. */
+static void on_retry(void *data)
+{
+	dial(data);
+}
+
+/* Makes the block's next connection. */
+static void dial(struct dialer *d)
+{
+	if (d->stopped || d->lc)
+		return;
+	d->lc = lua_net_connect(d->generation->vm, d->conf, &d->class, d->handler);
+	if (d->lc) {
+		d->lc->on_unbound = on_unbound;
+		d->lc->on_unbound_data = d;
+	} else if (d->conf->has_reconnect) {
+		timer_start(d->generation->runtime->loop, &d->retry, d->conf->reconnect_ns);
+	}
+}
+
+/* Adds the reason why a block's handler cannot be used, once for each handler. */
+static void add_problem(struct problems *problems, const char *file, int line, char *why)
+{
+	bool known = false;
+
+	for (size_t i = 0; i < problems->count && !known; i++)
+		known = strstr(problems->lines[i], why) != NULL;
+	if (!known)
+		problems_add_at(problems, file, line, "%s", why);
+	free(why);
+}
+
+/* Loads the handlers of all blocks. */
+static void load(struct generation *g, struct problems *problems)
+{
+	char *why = NULL;
+
+	for (size_t i = 0; i < g->config->listen_count; i++) {
+		struct listen_conf *conf = &g->config->listens[i];
+		struct lua_acceptor *a = &g->acceptors[i];
+		*a = (struct lua_acceptor){.vm = g->vm, .flow = conf->flow};
+		if (!lua_handler_load(g->vm, conf->handler, &conf->args, &a->class, &a->handler, &why))
+			add_problem(problems, conf->file, conf->line, why);
+	}
+	for (size_t i = 0; i < g->config->connect_count; i++) {
+		struct dialer *d = &g->dialers[i];
+		*d = (struct dialer){.generation = g, .conf = &g->config->connects[i]};
+		timer_init(&d->retry, on_retry, d);
+		if (!lua_handler_load(g->vm, d->conf->handler, &d->conf->args, &d->class, &d->handler, &why))
+			add_problem(problems, d->conf->file, d->conf->line, why);
+	}
+}
+
+/* Its time is up: what is still connected ends. */
+static void on_deadline(void *data)
+{
+	generation_end(data, NULL, "reloaded");
+}
+
+/* Builds a generation completely. */
+struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, uint64_t number, bool is_script,
+	const struct vm_host *host, void *host_data, struct problems *problems)
+{
+	struct generation *g = mem_zalloc(sizeof *g);
+	size_t before = problems->count;
+	char *why = NULL;
+
+	g->runtime = runtime;
+	g->number = number;
+	g->shared = shared;
+	g->config = shared->config;
+	shared->users++;
+	timer_init(&g->deadline, on_deadline, g);
+	struct vm_options options = runtime_vm_options(runtime, g->config, host, host_data);
+	options.generation = number;
+	options.is_script = is_script;
+	g->vm = core_new(&options, &why);
+	if (!g->vm) {
+		problems_add(problems, "%s", why);
+		free(why);
+	} else {
+		g->acceptors = mem_zalloc((g->config->listen_count + 1) * sizeof *g->acceptors);
+		g->dialers = mem_zalloc((g->config->connect_count + 1) * sizeof *g->dialers);
+		load(g, problems);
+	}
+	runtime->stats.generations++;
+	if (problems->count == before)
+		return g;
+	generation_free(g);
+	return NULL;
+}
+
+/* Frees it. */
+void generation_free(struct generation *g)
+{
+	if (!g)
+		return;
+	if (g->vm) {
+		core_shutdown(g->vm, "stopped", false); /* timers and servers of its last unbinds */
+		for (size_t i = 0; i < g->config->listen_count; i++)
+			lua_class_free(g->vm, &g->acceptors[i].class);
+		for (size_t i = 0; i < g->config->connect_count; i++) {
+			timer_stop(g->runtime->loop, &g->dialers[i].retry);
+			lua_class_free(g->vm, &g->dialers[i].class);
+		}
+		vm_free(g->vm);
+	}
+	timer_stop(g->runtime->loop, &g->deadline);
+	free(g->acceptors);
+	free(g->dialers);
+	shared_config_release(g->shared);
+	g->runtime->stats.generations--;
+	free(g);
+}
+
+/* Are two connect blocks the same as far as a live connection is concerned? */
+static bool same_block(const struct connect_conf *a, const struct connect_conf *b)
+{
+	const char *bind_a = a->bind ? a->bind : "", *bind_b = b->bind ? b->bind : "";
+
+	return strcmp(a->url_text, b->url_text) == 0 && strcmp(a->handler, b->handler) == 0 && value_equal(&a->args, &b->args) &&
+	       strcmp(bind_a, bind_b) == 0;
+}
+
+/* Takes a connection over from the dialer of the same block, if there is one. */
+static bool take_over(struct dialer *d, struct generation *before)
+{
+	for (size_t i = 0; before && i < before->config->connect_count; i++) {
+		struct dialer *old = &before->dialers[i];
+		if (old->stopped || !same_block(d->conf, old->conf))
+			continue;
+		old->stopped = true;
+		d->lc = old->lc;
+		old->lc = NULL;
+		if (d->lc) {
+			d->lc->on_unbound = on_unbound;
+			d->lc->on_unbound_data = d;
+		} else if (timer_waiting(&old->retry)) {
+			timer_start_at(d->generation->runtime->loop, &d->retry, old->retry.due_ns);
+		}
+		timer_stop(d->generation->runtime->loop, &old->retry);
+		return true;
+	}
+	return false;
+}
+
+/* Begins to serve. */
+void generation_start(struct generation *g, struct generation *before)
+{
+	vm_start(g->vm);
+	for (size_t i = 0; i < g->config->connect_count; i++)
+		if (!take_over(&g->dialers[i], before))
+			dial(&g->dialers[i]);
+}
+
+/* Dials no more. */
+void generation_stop_dialling(struct generation *g)
+{
+	for (size_t i = 0; i < g->config->connect_count; i++) {
+		g->dialers[i].stopped = true;
+		timer_stop(g->runtime->loop, &g->dialers[i].retry);
+	}
+}
+
+/* Steps back. */
+void generation_retire(struct generation *g, struct generation *heir)
+{
+	generation_stop_dialling(g);
+	for (size_t i = 0; i < g->config->connect_count; i++)
+		if (g->dialers[i].lc)
+			conn_end(g->dialers[i].lc->c, NULL, "reloaded"); /* its block is gone or has changed */
+	g->vm->retired = true;
+	lua_timer_cancel_all(g->vm, false);
+	lua_net_close_servers(g->vm, heir ? heir->vm : NULL);
+	g->vm->first_tick = g->vm->next_tick;
+	timer_start(g->runtime->loop, &g->deadline, g->config->reload_timeout_ns);
+}
+
+/* Ends what is connected. */
+void generation_end(struct generation *g, const char *code, const char *why)
+{
+	for (struct lua_conn *lc = g->vm->conns; lc; lc = lc->next)
+		conn_end(lc->c, code, why);
+}
+
+/* Counts what clients have opened. */
+size_t generation_accepted(const struct generation *g)
+{
+	size_t count = 0;
+
+	for (struct lua_conn *lc = g->vm->conns; lc; lc = lc->next)
+		count += lc->listener != NULL;
+	return count;
+}

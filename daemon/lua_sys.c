@@ -1,0 +1,104 @@
+/* The log, print, identifiers: see lua_sys.h. */
+#include "lua_sys.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "lua_arg.h"
+#include "log.h"
+
+/* Writes the message at the top of the stack with the place of the script's call. */
+static void write_line(lua_State *L, enum log_level level)
+{
+	struct log_context context = {0};
+	lua_Debug place;
+	char source[sizeof place.short_src + 16];
+
+	if (lua_getstack(L, 1, &place) && lua_getinfo(L, "Sl", &place) && place.currentline > 0) {
+		snprintf(source, sizeof source, "%s:%d", place.short_src, place.currentline);
+		context.source = source;
+	}
+	log_event(level, &context, "%s", lua_tostring(L, -1));
+}
+
+/* em.log.<level>(fmt, ...): as string.format; with one argument it is taken as it is. The level is an upvalue. */
+static int l_log(lua_State *L)
+{
+	int count = lua_gettop(L);
+
+	luaL_checkany(L, 1);
+	if (count > 1) {
+		luaL_checkstring(L, 1);
+		lua_pushvalue(L, lua_upvalueindex(2)); /* string.format */
+		lua_insert(L, 1);
+		lua_call(L, count, 1);
+	} else {
+		luaL_tolstring(L, 1, NULL);
+	}
+	write_line(L, (enum log_level)lua_tointeger(L, lua_upvalueindex(1)));
+	return 0;
+}
+
+/* print(...): to the log in the daemon, to standard output in a script that is run. */
+static int l_print(lua_State *L)
+{
+	int count = lua_gettop(L);
+	bool is_script = vm_of(L)->options.is_script;
+	luaL_Buffer line;
+
+	luaL_buffinit(L, &line);
+	for (int i = 1; i <= count; i++) {
+		if (i > 1)
+			luaL_addchar(&line, '\t');
+		luaL_tolstring(L, i, NULL);
+		luaL_addvalue(&line);
+	}
+	luaL_pushresult(&line);
+	if (!is_script) {
+		write_line(L, LEVEL_INFO);
+		return 0;
+	}
+	size_t length;
+	const char *text = lua_tolstring(L, -1, &length);
+	fwrite(text, 1, length, stdout);
+	fputc('\n', stdout);
+	return 0;
+}
+
+/* uuid(): a random (version 4) UUID. */
+static int l_uuid(lua_State *L)
+{
+	unsigned char b[16];
+	char text[37];
+
+	if (getrandom(b, sizeof b, 0) != sizeof b)
+		return luaL_error(L, "the system has no random numbers");
+	b[6] = (unsigned char)((b[6] & 0x0f) | 0x40);
+	b[8] = (unsigned char)((b[8] & 0x3f) | 0x80);
+	snprintf(text, sizeof text, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3], b[4],
+		b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+	lua_pushstring(L, text);
+	return 1;
+}
+
+/* Registers all of it. */
+void lua_sys_open(lua_State *L)
+{
+	static const enum log_level levels[] = {LEVEL_DEBUG, LEVEL_INFO, LEVEL_WARN, LEVEL_ERROR};
+
+	lua_newtable(L);
+	for (size_t i = 0; i < sizeof levels / sizeof *levels; i++) {
+		lua_pushinteger(L, levels[i]);
+		lua_getglobal(L, "string");
+		lua_getfield(L, -1, "format");
+		lua_remove(L, -2);
+		lua_pushcclosure(L, l_log, 2);
+		lua_setfield(L, -2, log_level_name(levels[i]));
+	}
+	lua_setfield(L, 1, "log");
+	lua_pushcfunction(L, l_uuid);
+	lua_setfield(L, 1, "uuid");
+	lua_pushcfunction(L, l_print);
+	lua_setglobal(L, "print");
+}

@@ -1,0 +1,441 @@
+/*
+ * The one door into Lua. The outermost callback runs on a coroutine of its own, because a hook that yields is the one way to end a
+ * script that catches every error; callbacks entered from within a callback are plain protected calls on the running coroutine.
+ */
+#include "lua_vm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "mem.h"
+
+#define REPORT_RESERVE (1024 * 1024) /* bytes over the ceiling for telling that it was met */
+
+static const char overrun_message[] = "callback stopped: it ran longer than callback_time";
+
+/* Lua's allocator: counts, and refuses what would pass the ceiling. Lua then collects and tries once more. */
+static void *allocate(void *data, void *old, size_t old_size, size_t size)
+{
+	struct vm *vm = data;
+
+	if (!old)
+		old_size = 0; /* it is a type then */
+	if (size == 0) {
+		free(old);
+		vm->memory -= old_size;
+		return NULL;
+	}
+	size_t left = vm->memory < vm->memory_limit ? vm->memory_limit - vm->memory : 0;
+	if (size > old_size && size - old_size > left)
+		return NULL;
+	void *block = realloc(old, size);
+	if (block)
+		vm->memory += size - old_size;
+	return block;
+}
+
+/* An error outside of every protected call is a fault of ours. */
+static int on_panic(lua_State *L)
+{
+	log_error("internal error: unprotected error in Lua: %s", lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "?");
+	return 0; /* Lua aborts */
+}
+
+/* Makes a state and lets open furnish it. */
+struct vm *vm_new(const struct vm_options *options, lua_CFunction open, char **why)
+{
+	struct vm *vm = mem_zalloc(sizeof *vm);
+	struct vm_call call = {.body = open, .argument = vm};
+
+	vm->options = *options;
+	vm->memory_limit = options->config->memory_limit;
+	vm->loading = !options->is_script;
+	vm->error_handler_ref = vm->hooks_ref = vm->ticks_ref = LUA_NOREF;
+	vm->body_ref = vm->connection_ref = vm->metas_ref = vm->handlers_ref = LUA_NOREF;
+	vm->L = lua_newstate(allocate, vm);
+	if (!vm->L) {
+		*why = mem_strdup("memory_limit is too small for a Lua state");
+		free(vm);
+		return NULL;
+	}
+	*(struct vm **)lua_getextraspace(vm->L) = vm;
+	lua_atpanic(vm->L, on_panic);
+	vm->running = vm->L;
+	if (!vm_try(vm, &call, why)) {
+		lua_close(vm->L);
+		free(vm);
+		return NULL;
+	}
+	return vm;
+}
+
+/* Lets its next-ticks run. */
+void vm_start(struct vm *vm)
+{
+	vm->loading = false;
+	if (vm->next_tick > vm->first_tick)
+		loop_wake(vm->options.loop);
+}
+
+/* Frees the state; finalizers may still run scripts, under the time limit. */
+void vm_free(struct vm *vm)
+{
+	if (!vm)
+		return;
+	loop_hook_remove(vm->options.loop, STAGE_TICK, &vm->tick);
+	guard_enter(vm->options.guard, vm);
+	lua_close(vm->L);
+	guard_leave(vm->options.guard);
+	free(vm);
+}
+
+/* Ends what runs in the script: by yielding, which nothing in a script can catch, or where C functions are in between by an error. */
+static void on_hook(lua_State *L, lua_Debug *debug)
+{
+	struct vm *vm = vm_of(L);
+
+	(void)debug;
+	if (!vm->overrun)
+		lua_sethook(L, NULL, 0, 0); /* left over in a coroutine that was stopped once and is resumed by a later callback */
+	else if (lua_isyieldable(L))
+		lua_yield(L, 0);
+	else
+		luaL_error(L, "%s", overrun_message);
+}
+
+/* Makes the hook run at the next instruction of L, and at each one after it. */
+static void set_hook(lua_State *L)
+{
+	lua_sethook(L, on_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+}
+
+/* From the guard's signal handler, on this thread. */
+void vm_on_overrun(void *subject)
+{
+	struct vm *vm = subject;
+
+	vm->overrun = true;
+	set_hook(vm->running);
+}
+
+/* Runs a coroutine and knows meanwhile that it is the one that runs. */
+int vm_resume(lua_State *L, lua_State *co, int arguments, int *results)
+{
+	struct vm *vm = vm_of(L);
+	lua_State *before = vm->running;
+
+	vm->running = co;
+	if (vm->overrun)
+		set_hook(co);
+	int status = lua_resume(co, L, arguments, results);
+	vm->running = before;
+	if (vm->overrun)
+		set_hook(before);
+	return status;
+}
+
+/* Nothing is left to do after a script's function has returned. */
+static int after_script(lua_State *L, int status, lua_KContext context)
+{
+	(void)L, (void)status, (void)context;
+	return 0;
+}
+
+/* Calls a script so that a hook may yield across this frame. */
+int vm_call_script(lua_State *L, int arguments)
+{
+	lua_callk(L, arguments, 0, 0, after_script);
+	return 0;
+}
+
+/* The text of an error object on top of L's stack. Runs behind a protected call: __tostring is the script's. */
+static void error_text(lua_State *L)
+{
+	if (lua_type(L, -1) == LUA_TSTRING)
+		return;
+	if (luaL_getmetafield(L, -1, "__tostring") != LUA_TNIL) {
+		lua_pop(L, 1);
+		luaL_tolstring(L, -1, NULL);
+	} else {
+		lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, -1));
+	}
+}
+
+/* Message handler of nested calls: adds the traceback while the stack is still there. */
+static int on_nested_error(lua_State *L)
+{
+	error_text(L);
+	luaL_traceback(L, L, lua_tostring(L, -1), 1);
+	return 1;
+}
+
+/* What describe_failure works on. */
+struct failure {
+	lua_State *co;
+	int status;
+	char *text;
+};
+
+/* Makes the message and traceback of a coroutine that has failed or was stopped. */
+static int describe_failure(lua_State *L)
+{
+	struct failure *f = lua_touserdata(L, 1);
+	struct vm *vm = vm_of(L);
+
+	if (f->status == LUA_YIELD) {
+		lua_pushstring(L, vm->overrun ? overrun_message : "attempt to yield from outside a coroutine");
+	} else {
+		lua_xmove(f->co, L, 1);
+		error_text(L);
+	}
+	luaL_traceback(L, f->co, lua_tostring(L, -1), 0);
+	f->text = mem_strdup(lua_tostring(L, -1));
+	return 0;
+}
+
+/* The outermost call: on the callback coroutine. Returns the error's text (caller frees) or NULL. */
+static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memory)
+{
+	lua_State *L = vm->callback ? vm->callback : vm->L;
+	struct failure f = {.co = L};
+	int results = 0;
+
+	guard_enter(vm->options.guard, vm);
+	vm->depth++;
+	vm->running = L;
+	lua_pushcfunction(L, call->body);
+	lua_pushlightuserdata(L, call->argument);
+	/* while the VM is being furnished there is no coroutine yet */
+	f.status = L == vm->L ? lua_pcall(L, 1, 0, 0) : lua_resume(L, NULL, 1, &results);
+	vm->running = vm->L;
+	*out_of_memory = f.status == LUA_ERRMEM;
+	if (f.status == LUA_OK) {
+		lua_settop(L, 0);
+	} else {
+		if (vm->overrun)
+			vm->options.loop->stats->callbacks_stopped++;
+		vm->memory_limit += REPORT_RESERVE;
+		guard_enter(vm->options.guard, vm); /* time of its own: it may call the script's __tostring */
+		lua_pushcfunction(vm->L, describe_failure);
+		lua_pushlightuserdata(vm->L, &f);
+		if (L == vm->L) { /* the error object is on this very stack */
+			lua_pop(L, 2);
+			f.text = mem_strdup(lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error");
+			lua_settop(L, 0);
+		} else {
+			if (lua_pcall(vm->L, 1, 0, 0) != LUA_OK || !f.text) {
+				free(f.text);
+				f.text = mem_strdup(*out_of_memory ? "not enough memory" : "error in error handling");
+			}
+			lua_settop(vm->L, 0);
+			lua_resetthread(L); /* runs pending __close, under the same limit */
+			lua_settop(L, 0);
+		}
+		vm->memory_limit -= REPORT_RESERVE;
+	}
+	if (vm->overrun) {
+		vm->overrun = false;
+		lua_sethook(L, NULL, 0, 0);
+		lua_sethook(vm->L, NULL, 0, 0);
+	}
+	vm->depth--;
+	guard_leave(vm->options.guard);
+	return f.text;
+}
+
+/* A call from within a callback: protected on the coroutine that runs. */
+static char *enter_nested(struct vm *vm, struct vm_call *call, bool *out_of_memory)
+{
+	lua_State *L = vm->running;
+	char *text = NULL;
+
+	if (!lua_checkstack(L, 16))
+		return mem_strdup("stack overflow");
+	vm->depth++;
+	lua_pushcfunction(L, on_nested_error);
+	lua_pushcfunction(L, call->body);
+	lua_pushlightuserdata(L, call->argument);
+	int status = lua_pcall(L, 1, 0, -3);
+	*out_of_memory = status == LUA_ERRMEM;
+	if (status != LUA_OK) {
+		text = mem_strdup(lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error in error handling");
+		lua_pop(L, 1);
+	}
+	lua_pop(L, 1);
+	vm->depth--;
+	return text;
+}
+
+/* Memory ran out. If a full collection does not help, the data is alive and the host has to replace the VM. */
+static void check_memory(struct vm *vm)
+{
+	if (vm->depth || vm->exhausted)
+		return;
+	guard_enter(vm->options.guard, vm); /* finalizers are scripts */
+	lua_gc(vm->L, LUA_GCCOLLECT);
+	guard_leave(vm->options.guard);
+	if (vm->memory > vm->memory_limit / 10 * 9 && vm->options.host->on_exhausted) {
+		vm->exhausted = true;
+		vm->options.host->on_exhausted(vm);
+	}
+}
+
+/* Enters and hands an error's text to the caller. */
+bool vm_try(struct vm *vm, struct vm_call *call, char **why)
+{
+	bool out_of_memory = false;
+
+	vm->options.loop->stats->callbacks++;
+	*why = vm->depth ? enter_nested(vm, call, &out_of_memory) : enter_outer(vm, call, &out_of_memory);
+	if (out_of_memory)
+		check_memory(vm);
+	return *why == NULL;
+}
+
+/* What the error handler is called with. */
+struct error_event {
+	struct vm *vm;
+	const char *message;
+	int self_ref;
+};
+
+/* Calls em.error_handler's function. */
+static int call_error_handler(lua_State *L)
+{
+	struct error_event *e = lua_touserdata(L, 1);
+
+	lua_rawgeti(L, LUA_REGISTRYINDEX, e->vm->error_handler_ref);
+	lua_pushstring(L, e->message);
+	lua_rawgeti(L, LUA_REGISTRYINDEX, e->self_ref); /* nil for LUA_NOREF */
+	return vm_call_script(L, 2);
+}
+
+/* The place at the head of a message, "file.lua:LINE", for the log's field; into text. Returns text or NULL. */
+static const char *error_source(const char *message, char *text, size_t size)
+{
+	const char *colon = strchr(message, ':');
+
+	while (colon && !(colon[1] >= '0' && colon[1] <= '9'))
+		colon = strchr(colon + 1, ':');
+	if (!colon)
+		return NULL;
+	size_t length = (size_t)(colon + 1 - message) + strspn(colon + 1, "0123456789");
+	if (length >= size || memchr(message, '\n', length))
+		return NULL;
+	memcpy(text, message, length);
+	text[length] = '\0';
+	return text;
+}
+
+/* Logs, counts, tells the error handler, ends the subject. */
+void vm_report(struct vm *vm, struct vm_subject *subject, const char *callback, const char *message)
+{
+	struct log_context context = {.callback = callback};
+	char source[256], peer[ADDR_TEXT_SIZE];
+
+	vm->options.loop->stats->handler_errors++;
+	context.source = error_source(message, source, sizeof source);
+	if (subject)
+		subject->describe(subject, &context, peer);
+	log_event(LEVEL_ERROR, &context, "handler error: %s", message);
+
+	bool handled = vm->error_handler_ref != LUA_NOREF && !vm->in_error_handler;
+	if (handled) {
+		struct error_event event = {.vm = vm, .message = message, .self_ref = subject ? subject->self_ref : LUA_NOREF};
+		struct vm_call call = {.body = call_error_handler, .argument = &event, .callback = "error_handler"};
+		vm->in_error_handler = true;
+		vm_enter(vm, &call);
+		vm->in_error_handler = false;
+	}
+	if (subject)
+		subject->failed(subject, message);
+	else if (!handled && vm->options.host->on_uncaught)
+		vm->options.host->on_uncaught(vm);
+}
+
+/* The door. */
+bool vm_enter(struct vm *vm, struct vm_call *call)
+{
+	char *message;
+
+	if (vm_try(vm, call, &message))
+		return true;
+	vm_report(vm, call->subject, call->callback, message);
+	free(message);
+	return false;
+}
+
+/* Takes a counted reference. */
+int vm_ref(lua_State *L)
+{
+	struct vm *vm = vm_of(L);
+	int ref = luaL_ref(L, LUA_REGISTRYINDEX);
+
+	if (ref != LUA_REFNIL) {
+		vm->references++;
+		vm->options.loop->stats->references++;
+	}
+	return ref;
+}
+
+/* Gives it back; allocates nothing. */
+void vm_unref(struct vm *vm, int *ref)
+{
+	if (*ref != LUA_NOREF && *ref != LUA_REFNIL) {
+		luaL_unref(vm->L, LUA_REGISTRYINDEX, *ref);
+		vm->references--;
+		vm->options.loop->stats->references--;
+	}
+	*ref = LUA_NOREF;
+}
+
+/* Takes one function out of the queue and calls it. */
+static int run_tick(lua_State *L)
+{
+	struct vm *vm = lua_touserdata(L, 1);
+
+	lua_rawgeti(L, LUA_REGISTRYINDEX, vm->ticks_ref);
+	lua_rawgeti(L, -1, vm->first_tick);
+	lua_pushnil(L);
+	lua_rawseti(L, -3, vm->first_tick++);
+	return vm_call_script(L, 0);
+}
+
+/* The turn's step for next-ticks: those queued before it began. */
+static void run_ticks(void *data)
+{
+	struct vm *vm = data;
+	lua_Integer end = vm->next_tick;
+
+	if (vm->loading)
+		return;
+	while (vm->first_tick < end) {
+		lua_Integer at = vm->first_tick;
+		struct vm_call call = {.body = run_tick, .argument = vm, .callback = "next_tick"};
+		vm_enter(vm, &call);
+		if (vm->first_tick == at)
+			vm->first_tick++; /* it failed before it had begun */
+	}
+	if (vm->first_tick < vm->next_tick)
+		loop_wake(vm->options.loop);
+}
+
+/* Queues a function. */
+void vm_next_tick(lua_State *L)
+{
+	struct vm *vm = vm_of(L);
+
+	if (vm->ticks_ref == LUA_NOREF) {
+		lua_newtable(L);
+		vm->ticks_ref = luaL_ref(L, LUA_REGISTRYINDEX); /* the VM's own, not counted */
+		vm->first_tick = vm->next_tick = 1;
+		vm->tick = (struct loop_hook){.run = run_ticks, .data = vm};
+		loop_hook_add(vm->options.loop, STAGE_TICK, &vm->tick);
+	}
+	lua_rawgeti(L, LUA_REGISTRYINDEX, vm->ticks_ref);
+	lua_insert(L, -2);
+	lua_rawseti(L, -2, vm->next_tick);
+	lua_pop(L, 1);
+	vm->next_tick++;
+	loop_wake(vm->options.loop);
+}

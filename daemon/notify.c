@@ -1,0 +1,29 @@
+/* The sd_notify protocol by libsystemd: see notify.h. */
+#include "notify.h"
+
+#include <stdint.h>
+#include <systemd/sd-daemon.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The main process serves. */
+void notify_ready(const char *status)
+{
+	sd_notifyf(0, "READY=1\nSTATUS=%s\nMAINPID=%ld", status, (long)getpid());
+}
+
+/* A reload begins; the time lets newer managers tell this from an older message. */
+void notify_reloading(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu\nSTATUS=Reloading",
+		(unsigned long long)now.tv_sec * 1000000u + (unsigned long long)now.tv_nsec / 1000u);
+}
+
+/* The end has begun. */
+void notify_stopping(const char *status)
+{
+	sd_notifyf(0, "STOPPING=1\nSTATUS=%s", status);
+}

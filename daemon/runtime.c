@@ -1,0 +1,123 @@
+/* What a process runs on: see runtime.h. */
+#include "runtime.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "mem.h"
+#include "timer.h"
+
+/* The folder of the shipped handlers: beside the binary in a checkout, else where `make install` put it. */
+static char *find_library(void)
+{
+	char exe[PATH_MAX];
+	ssize_t length = readlink("/proc/self/exe", exe, sizeof exe - 1);
+
+	if (length > 0) {
+		exe[length] = '\0';
+		for (int up = 0; up < 3; up++) { /* build/reactord, build/asan/reactord */
+			char *slash = strrchr(exe, '/');
+			if (!slash)
+				break;
+			*slash = '\0';
+			char *folder = mem_printf("%s/handlers", exe), *mark = mem_printf("%s/em/init.lua", folder);
+			bool found = access(mark, R_OK) == 0;
+			free(mark);
+			if (found)
+				return folder;
+			free(folder);
+		}
+	}
+	return mem_strdup(REACTORD_LIBDIR);
+}
+
+/* As many descriptors as the system lets us have. */
+static void raise_descriptor_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+		limit.rlim_cur = limit.rlim_max;
+		(void)setrlimit(RLIMIT_NOFILE, &limit);
+	}
+}
+
+/* Makes the parts in their order. */
+bool runtime_open(struct runtime *r, const struct config *config, char **why)
+{
+	memset(r, 0, sizeof *r);
+	signal(SIGPIPE, SIG_IGN);
+	raise_descriptor_limit();
+	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
+	mallopt(M_TRIM_THRESHOLD, 16 << 20);
+	mallopt(M_TOP_PAD, 1 << 20);
+	r->library_dir = find_library();
+	r->loop = loop_new(&r->stats);
+	if (!r->loop || !timers_open(r->loop)) {
+		*why = mem_printf("cannot start the event loop: %s", errno_text(errno));
+		runtime_close(r);
+		return false;
+	}
+	r->conns = conns_new(r->loop, SIZE_MAX);
+	r->resolver = resolver_new(r->loop);
+	r->guard = guard_new(vm_on_overrun);
+	if (!r->guard) {
+		*why = mem_printf("cannot make the timer for callback_time: %s", errno_text(errno));
+		runtime_close(r);
+		return false;
+	}
+	runtime_configure(r, config);
+	return true;
+}
+
+/* Takes over limits. */
+void runtime_configure(struct runtime *r, const struct config *config)
+{
+	r->conns->max_queued = config->max_queued;
+	guard_set_limit(r->guard, config->callback_time_ns);
+}
+
+/* Takes the parts down. */
+void runtime_close(struct runtime *r)
+{
+	guard_free(r->guard);
+	resolver_free(r->resolver);
+	conns_free(r->conns);
+	if (r->loop && r->loop->timers)
+		timers_close(r->loop);
+	loop_free(r->loop);
+	free(r->library_dir);
+	*r = (struct runtime){.stats = r->stats};
+}
+
+/* The part of a VM's options that the runtime knows. */
+struct vm_options runtime_vm_options(struct runtime *r, const struct config *config, const struct vm_host *host, void *host_data)
+{
+	return (struct vm_options){
+		.loop = r->loop,
+		.conns = r->conns,
+		.resolver = r->resolver,
+		.guard = r->guard,
+		.host = host,
+		.host_data = host_data,
+		.config = config,
+		.library_dir = r->library_dir,
+	};
+}
+
+/* The last turns. */
+void runtime_finish(struct runtime *r, uint64_t limit_ns)
+{
+	uint64_t end = loop_clock() + limit_ns;
+
+	do {
+		loop_wake(r->loop);
+		loop_turn(r->loop);
+	} while (r->conns->count && loop_clock() < end);
+}

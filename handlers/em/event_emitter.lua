@@ -1,0 +1,94 @@
+--- Objects that tell listeners of events: on, once, off, emit.
+-- Listeners are called in the order in which they were added. One that raises does not stop the others; its error goes where a
+-- callback's does. The list is replaced, never changed, when a listener comes or goes, so that an emit under way is not disturbed.
+
+local core = require "em.core"
+
+local EventEmitter = {}
+
+-- object -> { event -> array of listeners }. Kept apart from the object: its fields are the script's own.
+local all = setmetatable({}, { __mode = "k" })
+
+--- The listeners of an event as a new array, with room for one more.
+local function copy(list)
+  return list and table.move(list, 1, #list, 1, {}) or {}
+end
+
+--- Adds a listener; returns the object.
+function EventEmitter:on(event, listener)
+  if type(event) ~= "string" then
+    error("bad argument #1 to 'on' (event name expected, got " .. type(event) .. ")", 2)
+  end
+  if type(listener) ~= "function" then
+    error("bad argument #2 to 'on' (function expected, got " .. type(listener) .. ")", 2)
+  end
+  local events = all[self]
+  if not events then
+    events = {}
+    all[self] = events
+    core.listening(self)
+  end
+  local list = copy(events[event])
+  list[#list + 1] = listener
+  events[event] = list
+  return self
+end
+
+--- Adds a listener that is called once at most.
+function EventEmitter:once(event, listener)
+  local function wrapper(...)
+    EventEmitter.off(self, event, wrapper)
+    return listener(...)
+  end
+  if type(listener) ~= "function" then
+    error("bad argument #2 to 'once' (function expected, got " .. type(listener) .. ")", 2)
+  end
+  all[wrapper] = listener -- off finds it by the function that was given
+  return EventEmitter.on(self, event, wrapper)
+end
+
+--- Removes a listener, or all of an event's.
+function EventEmitter:off(event, listener)
+  local events = all[self]
+  local list = events and events[event]
+  if not list then
+    return self
+  end
+  if listener == nil then
+    events[event] = nil
+    return self
+  end
+  for i = #list, 1, -1 do
+    if list[i] == listener or all[list[i]] == listener then
+      list = copy(list)
+      table.remove(list, i)
+      events[event] = #list > 0 and list or nil
+      break
+    end
+  end
+  return self
+end
+
+--- Calls the listeners of an event. True if there were any.
+function EventEmitter:emit(event, ...)
+  local events = all[self]
+  local list = events and events[event]
+  if not list then
+    return false
+  end
+  for i = 1, #list do
+    core.protect(self, event, list[i], ...)
+  end
+  return true
+end
+
+--- Gives an object or class the four methods.
+function EventEmitter.include(object)
+  object.on = EventEmitter.on
+  object.once = EventEmitter.once
+  object.off = EventEmitter.off
+  object.emit = EventEmitter.emit
+  return object
+end
+
+return EventEmitter

@@ -1,0 +1,86 @@
+--- The module em: EventMachine's functions for handlers and scripts.
+-- What touches the loop is C and comes from em.core; what is only Lua stands beside this file, one object a file.
+
+local core = require "em.core"
+local EventEmitter = require "em.event_emitter"
+
+local em = {}
+
+-- Functions of the core that scripts see under the same name.
+for _, name in ipairs {
+  "Connection", "PeriodicTimer", "Timer", "VERSION", "add_periodic_timer", "add_shutdown_hook", "add_timer", "bind_connect",
+  "cancel_timer", "connect", "connect_unix_domain", "connection_count", "current_time", "error_handler", "get_timer_count", "listen",
+  "log", "next_tick", "process", "reactor_running", "reconnect", "start_server", "start_unix_domain_server", "stop", "stop_event_loop",
+  "stop_server", "stopping", "uuid",
+} do
+  em[name] = core[name]
+end
+
+em.EventEmitter = EventEmitter
+
+--- Makes a class that inherits from self: em.Connection:extend(), Base:extend { members }.
+function em.Connection:extend(members)
+  local class = members or {}
+  class.__index = class
+  return setmetatable(class, { __index = self })
+end
+
+-- on, once, off and emit on connections and servers.
+EventEmitter.include(em.Connection)
+EventEmitter.include(core.Server)
+
+core.set_emit(EventEmitter.emit)
+
+--- Runs fn now if the loop runs, else with the loop's first turn.
+function em.schedule(fn)
+  if core.loading() then
+    core.next_tick(fn)
+  else
+    fn()
+  end
+end
+
+--- Calls fn, suspends the script's body until em.stop, then calls tail. Inside a callback it calls fn and returns; while a handler's
+-- file loads fn waits until the handler serves.
+function em.run(fn, tail)
+  if core.loading() then
+    return core.next_tick(fn)
+  end
+  if not core.waitable() then
+    if fn then
+      fn()
+    end
+    return
+  end
+  core.set_run(true)
+  local _ <close> = setmetatable({}, {
+    __close = function()
+      core.set_run(false)
+    end,
+  })
+  if fn then
+    fn()
+  end
+  core.wait_stop()
+  core.set_run(false)
+  if tail then
+    tail()
+  end
+end
+
+--- Runs the loop for one call of fn.
+function em.run_block(fn)
+  em.run(function()
+    fn()
+    em.stop()
+  end)
+end
+
+--- "libevent".
+function em.library_type()
+  return "libevent"
+end
+
+require "em.compat" (em)
+
+return em

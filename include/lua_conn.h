@@ -1,0 +1,86 @@
+/*
+ * Connections as scripts see them: self is a plain table, its handle (a userdata) sits in it under a key of ours.
+ */
+#ifndef REACTORD_LUA_CONN_H
+#define REACTORD_LUA_CONN_H
+
+#include "connector.h"
+#include "listener.h"
+#include "lua_vm.h"
+
+/* What a handler becomes when connections are made of it: references into the registry. */
+struct lua_class {
+	int meta_ref;     /* metatable of instances */
+	int function_ref; /* called with each new connection; LUA_NOREF: none */
+	int args_ref;     /* table of arguments for initialize, LUA_NOREF: none */
+	int args_count;
+};
+
+/* The addresses of a connection that has ended. */
+struct lua_conn_names {
+	struct addr peer, local;
+};
+
+/* The handle: born without a connection, with one while it lives, without one afterwards. */
+struct lua_conn {
+	struct vm_subject subject;  /* self_ref: the instance, LUA_NOREF once unbound */
+	struct vm *vm;
+	struct conn *c;             /* NULL once unbound */
+	struct conn *again;         /* made by reconnect within unbind; takes c's place */
+	struct connector *connector; /* while connecting */
+	struct listener *listener;  /* that accepted it, until its release */
+	const char *label;          /* URL of its listener or target, for the log; owned unless it is the listener's */
+	char *handler;              /* name of its handler for the log, or NULL; borrowed for the VM's lifetime */
+	uint64_t signature;
+	uint64_t connect_timeout_ns;
+	struct lua_timer *timers;   /* its own, cancelled at unbind */
+	void (*cancel_timers)(struct lua_conn *lc);
+	struct lua_conn_names *names; /* after the end */
+	void (*on_unbound)(struct lua_conn *lc, void *data); /* for who made it in C; NULL: nobody */
+	void *on_unbound_data;
+	bool outgoing, unbinding;
+	bool has_listeners;         /* em.EventEmitter's are in the uservalue */
+	bool owns_label;
+	struct lua_conn *previous, *next; /* all of the VM's */
+};
+
+/* Furnishes the VM with em.Connection; pushes it. */
+int lua_conn_open(lua_State *L);
+
+/* The handle of the instance at index, which raises where there is none. */
+struct lua_conn *lua_conn_check(lua_State *L, int index);
+
+/* The handle of a value, NULL if it is no connection. */
+struct lua_conn *lua_conn_test(lua_State *L, int index);
+
+/* A new instance of the class whose metatable lies at meta (a stack index), pushed; its handle has a connection without descriptor. */
+struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow);
+
+/* Gives a handle that is in its unbind, or past it and held by self_ref again, a new connection without descriptor. */
+void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);
+
+/* Calls initialize with the table of arguments at args (0: none), post_init, and function (0: none); errors end the connection. */
+void lua_conn_begin(lua_State *L, struct lua_conn *lc, int args, int count, int function);
+
+/* Pushes em's emit(object, event, ...). */
+void lua_conn_push_emit(lua_State *L);
+
+/* Starts to connect to host and port or (host NULL) to a Unix path. */
+void lua_conn_connect(struct lua_conn *lc, const char *host, uint16_t port, const struct addr *to, const struct addr *bind);
+
+/* What the body `accepted` below gets. */
+struct lua_accepted {
+	void *server;
+	struct lua_conn *lc;
+};
+
+/* Accepts for a class: makes the instance and runs its first callbacks; then the body accepted, unless it is NULL. */
+void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct flow *flow, char *handler, struct listener *l, int fd,
+	const struct addr *peer, lua_CFunction accepted, void *server);
+
+/* Ends every connection of a VM: orderly, after flushing what is queued if flush is set. */
+void lua_conn_end_all(struct vm *vm, const char *why, bool flush);
+
+void lua_class_free(struct vm *vm, struct lua_class *class);
+
+#endif

@@ -1,0 +1,136 @@
+/*
+ * A Lua state of one generation of handlers, and the one door into it. Whatever may raise an error runs behind vm_enter; outside of
+ * it only pushes that allocate nothing are allowed. Memory of the state is counted and has a ceiling.
+ */
+#ifndef REACTORD_LUA_VM_H
+#define REACTORD_LUA_VM_H
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "config.h"
+#include "conn.h"
+#include "guard.h"
+#include "log.h"
+#include "loop.h"
+#include "resolver.h"
+
+struct vm;
+struct lua_conn;
+struct lua_server;
+struct lua_timer;
+
+/* Whose callback an error was raised in; the first member of what it stands for. */
+struct vm_subject {
+	int self_ref; /* registry: what em.error_handler gets as its second argument */
+	/* Fills in what is known; peer is room for the address's text. */
+	void (*describe)(struct vm_subject *s, struct log_context *context, char peer[ADDR_TEXT_SIZE]);
+	void (*failed)(struct vm_subject *s, const char *message); /* ends it because of the error */
+};
+
+/* What a VM asks of whoever runs it. */
+struct vm_host {
+	void (*on_stop)(struct vm *vm, double drain_s, int status); /* a script called em.stop; drain_s < 0: not given */
+	void (*on_exhausted)(struct vm *vm); /* its memory is full of live data */
+	void (*on_uncaught)(struct vm *vm);  /* an error that belongs to no connection, without an error handler; NULL: log only */
+	bool (*stopping)(struct vm *vm);     /* is the process on its way out? */
+};
+
+struct vm_options {
+	struct loop *loop;
+	struct conns *conns;
+	struct resolver *resolver;
+	struct guard *guard;
+	const struct vm_host *host;
+	void *host_data;
+	const struct config *config;  /* limits, folders, paths; borrowed while the VM lives */
+	const char *script_dir;       /* searched first by require; NULL: none */
+	const char *library_dir;      /* the shipped handlers and em/ */
+	bool is_script;               /* reactord run: print writes to standard output, nothing is "loading" */
+	uint64_t generation;
+};
+
+struct vm {
+	lua_State *L;          /* the main thread: errors are reported on it */
+	lua_State *callback;   /* the coroutine that callbacks run on, so that a hook can end them by yielding */
+	lua_State *running;    /* the coroutine that runs now, for the time limit's hook */
+	lua_State *body;       /* a script's body while it has not ended, NULL in the daemon */
+	int body_ref;          /* keeps it */
+	bool in_run;           /* the body is in em.run */
+	struct vm_options options;
+	unsigned depth;        /* callbacks entered and not left */
+	volatile bool overrun; /* the running callback has used up its time and must end */
+	size_t memory, memory_limit; /* bytes */
+	bool exhausted;        /* told the host */
+	bool loading;          /* handler files load: nothing may be opened */
+	bool retired;          /* a newer generation has taken over */
+	bool in_error_handler;
+	int error_handler_ref, hooks_ref;
+	int ticks_ref;         /* array of functions, from first_tick up to next_tick - 1 */
+	lua_Integer first_tick, next_tick;
+	struct loop_hook tick; /* runs them */
+	uint64_t references;   /* registry references held */
+	struct lua_conn *conns;     /* all of this VM's */
+	struct lua_server *servers;
+	struct lua_timer *timers;
+	size_t conn_count, server_count, timer_count;
+	const void *conn_meta; /* identity of the handle's metatable, see lua_conn.c */
+	int connection_ref;    /* em.Connection */
+	int metas_ref;         /* class -> metatable of its instances */
+	int handlers_ref;      /* name -> handler */
+	struct inheritance *inherited; /* listeners of the generation before, see lua_net.c */
+};
+
+/* The VM of a Lua thread. */
+static inline struct vm *vm_of(lua_State *L)
+{
+	return *(struct vm **)lua_getextraspace(L);
+}
+
+/* Makes a VM and runs open in it, protected, to furnish it. NULL with a reason (caller frees). */
+struct vm *vm_new(const struct vm_options *options, lua_CFunction open, char **why) __attribute__((warn_unused_result));
+
+/* Frees a VM that has no connections, servers and timers any more. */
+void vm_free(struct vm *vm);
+
+/* From now on its next-ticks run. */
+void vm_start(struct vm *vm);
+
+/* A call into the VM. */
+struct vm_call {
+	lua_CFunction body;   /* gets argument as a light userdata; may raise; calls scripts by vm_call_script alone */
+	void *argument;
+	const char *callback; /* its name for the log, or NULL */
+	struct vm_subject *subject; /* whose it is, or NULL; body may set it later */
+};
+
+/* The one door: runs body under time and memory limits. An error is logged with its traceback, counted, handed to em.error_handler, and
+ * ends the subject. False after an error. May be nested. */
+bool vm_enter(struct vm *vm, struct vm_call *call);
+
+/* The same for what has its own way with errors (loading): no report; the message and traceback are the caller's in *why. */
+bool vm_try(struct vm *vm, struct vm_call *call, char **why) __attribute__((warn_unused_result));
+
+/* Calls the function below its arguments on the stack and drops results; the last thing a body does: a hook may yield across it. */
+int vm_call_script(lua_State *L, int arguments);
+
+/* Resumes a coroutine as lua_resume does, keeping track of which one runs. */
+int vm_resume(lua_State *L, lua_State *co, int arguments, int *results);
+
+/* Counted registry references: vm_ref takes the value on top of the stack (may raise). vm_unref(LUA_NOREF) does nothing. */
+int vm_ref(lua_State *L);
+void vm_unref(struct vm *vm, int *ref);
+
+/* Queues the function on top of the stack for after this turn's I/O, and pops it. */
+void vm_next_tick(lua_State *L);
+
+/* Logs an error that was caught elsewhere (a listener's) as a callback's error, with all that follows from it. */
+void vm_report(struct vm *vm, struct vm_subject *subject, const char *callback, const char *message);
+
+/* The guard's on_overrun for all VMs. */
+void vm_on_overrun(void *vm);
+
+#endif

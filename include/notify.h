@@ -1,0 +1,12 @@
+/*
+ * Words with the service manager: readiness, reload, status, stop.
+ */
+#ifndef REACTORD_NOTIFY_H
+#define REACTORD_NOTIFY_H
+
+/* Each does nothing where no service manager listens (NOTIFY_SOCKET). status is a line for `systemctl status`. */
+void notify_ready(const char *status);
+void notify_reloading(void);
+void notify_stopping(const char *status);
+
+#endif

@@ -1,0 +1,37 @@
+/*
+ * What one process runs on: the loop and all that hangs on it, made and taken down in one place.
+ */
+#ifndef REACTORD_RUNTIME_H
+#define REACTORD_RUNTIME_H
+
+#include "config.h"
+#include "conn.h"
+#include "guard.h"
+#include "lua_vm.h"
+#include "loop.h"
+#include "resolver.h"
+#include "stats.h"
+
+struct runtime {
+	struct stats stats;
+	struct loop *loop;
+	struct conns *conns;
+	struct resolver *resolver;
+	struct guard *guard;
+	char *library_dir;     /* shipped handlers and em/ */
+};
+
+/* Makes it; false with a reason (caller frees). */
+bool runtime_open(struct runtime *r, const struct config *config, char **why) __attribute__((warn_unused_result));
+void runtime_close(struct runtime *r);
+
+/* Limits that a reload may change. */
+void runtime_configure(struct runtime *r, const struct config *config);
+
+/* Options for a VM on it. */
+struct vm_options runtime_vm_options(struct runtime *r, const struct config *config, const struct vm_host *host, void *host_data);
+
+/* Turns until no connection is left, at most for that long; for the end of a process. */
+void runtime_finish(struct runtime *r, uint64_t limit_ns);
+
+#endif
