@@ -144,6 +144,8 @@ void generation_free(struct generation *g)
 			lua_class_free(g->vm, &g->acceptors[i].class);
 		for (size_t i = 0; i < g->config->connect_count; i++) {
 			timer_stop(g->runtime->loop, &g->dialers[i].retry);
+			if (g->dialers[i].lc) /* taken over from an older generation, which may outlive this one */
+				g->dialers[i].lc->on_unbound = NULL;
 			lua_class_free(g->vm, &g->dialers[i].class);
 		}
 		vm_free(g->vm);

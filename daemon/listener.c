@@ -96,6 +96,23 @@ static bool count_address(struct listener *l, const struct addr *peer)
 	return true;
 }
 
+/* Frees a closed listener that has no connections left. */
+static void free_if_done(struct listener *l)
+{
+	struct address_count *entry, *next;
+
+	if (l->fd >= 0 || l->live || l->busy)
+		return;
+	HASH_ITER(hh, l->addresses, entry, next)
+	{
+		HASH_DEL(l->addresses, entry);
+		free(entry);
+	}
+	free(l->url);
+	free(l->name);
+	free(l);
+}
+
 /* Connections wait: accepts a batch, so that a flood leaves the others their turn. */
 static void on_acceptable(evutil_socket_t fd, short what, void *data)
 {
@@ -103,16 +120,15 @@ static void on_acceptable(evutil_socket_t fd, short what, void *data)
 	struct addr peer;
 
 	(void)what;
+	l->busy = true; /* on_accept may close it */
 	for (int i = 0; i < LISTENER_BATCH && l->watched; i++) {
 		int client = sock_accept(fd, &peer);
 		if (client < 0) {
-			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
-				starve(l, errno);
-			else if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO)
+			if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO)
 				continue;
-			else if (errno != EAGAIN)
-				starve(l, errno); /* firewalls and dying networks: nothing that trying at once would mend */
-			return;
+			if (errno != EAGAIN)
+				starve(l, errno); /* whatever it is, trying again at once would not mend it */
+			break;
 		}
 		l->loop->stats->connections_accepted++;
 		if (!count_address(l, &peer)) {
@@ -124,6 +140,8 @@ static void on_acceptable(evutil_socket_t fd, short what, void *data)
 		l->on_accept(l, client, &peer);
 		watch(l);
 	}
+	l->busy = false;
+	free_if_done(l);
 }
 
 /* The address that a block names: numeric, a path, or a name of the hosts file. */
@@ -223,23 +241,6 @@ void listener_resume(struct listener *l)
 {
 	l->paused = false;
 	watch(l);
-}
-
-/* Frees a closed listener that has no connections left. */
-static void free_if_done(struct listener *l)
-{
-	struct address_count *entry, *next;
-
-	if (l->fd >= 0 || l->live)
-		return;
-	HASH_ITER(hh, l->addresses, entry, next)
-	{
-		HASH_DEL(l->addresses, entry);
-		free(entry);
-	}
-	free(l->url);
-	free(l->name);
-	free(l);
 }
 
 /* An accepted connection has ended. */

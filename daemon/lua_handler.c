@@ -286,21 +286,19 @@ static int load_body(lua_State *L)
 	return 0;
 }
 
-/* Pushes the handlers' own copy of a name, which lives as long as the VM, as a light userdata. */
+/* Finds or makes a copy of the handler's name that lives as long as the VM. */
 static int name_body(lua_State *L)
 {
 	struct load_call *load = lua_touserdata(L, 1);
-	struct vm *vm = vm_of(L);
 
-	lua_rawgeti(L, LUA_REGISTRYINDEX, vm->handlers_ref);
-	lua_pushstring(L, load->handler);
-	load->handler = lua_tostring(L, -1); /* the key of the table: anchored there */
-	lua_pushvalue(L, -1);
-	if (lua_gettable(L, -3) == LUA_TNIL) {
+	luaL_getsubtable(L, LUA_REGISTRYINDEX, "handler names"); /* once a block, not on the path of a chunk */
+	if (lua_getfield(L, -1, load->handler) == LUA_TNIL) {
 		lua_pop(L, 1);
-		lua_pushboolean(L, false);
+		lua_pushstring(L, load->handler);
+		lua_pushvalue(L, -1);
+		lua_setfield(L, -3, load->handler);
 	}
-	lua_settable(L, -3);
+	load->handler = lua_tostring(L, -1); /* anchored as the table's value */
 	return 0;
 }
 

@@ -30,6 +30,7 @@ struct listener {
 	bool paused;                 /* by its user */
 	bool starved;                /* waits for retry */
 	bool watched;                /* accepting */
+	bool busy;                   /* in its batch: must not be freed */
 	struct timer retry;
 	uint64_t told_ns;            /* when the log last heard of starvation */
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer); /* takes fd over */
