@@ -1,0 +1,53 @@
+--- A handler with every callback there is. Copy it, keep what you need: each one may be left out.
+-- The file is run once in each generation of handlers (at the start and at each reload); it returns the class of the connections.
+-- A connection's callbacks never run at the same time as any others: nothing needs a lock, and nothing may take long.
+
+local em = require "em"
+
+local Skeleton = em.Connection:extend()
+
+local connections = 0 -- locals of the file are shared by all connections
+
+--- First of all, with the `args` of the listen or connect block. Data may be sent already.
+function Skeleton:initialize(greeting)
+  self.greeting = greeting or "hello" -- fields of self are this connection's own
+  connections = connections + 1
+end
+
+--- Right after. An accepted connection is open; an outgoing one is still on its way, what is sent now leaves when it is there.
+function Skeleton:post_init()
+  self:send_data(self.greeting, "\n")
+end
+
+--- An outgoing connection has succeeded. Not called for accepted ones.
+function Skeleton:connection_completed()
+  local host, port = self:get_peername()
+  em.log.info("connected to %s %s", host, port or "")
+end
+
+--- Bytes have come, in order, but cut in any way: half a word, or many lines at once.
+function Skeleton:receive_data(data)
+  -- True: queued. False: queued, but the peer reads more slowly than we write: better send no more until drained. nil, message, code:
+  -- not queued, the connection is closing.
+  self.full = self:send_data(data) == false
+end
+
+--- What was queued has gone, after a send_data that returned false.
+function Skeleton:drained()
+  self.full = false
+end
+
+--- The peer will send no more, but may still listen. Without this method the connection ends here by itself, after writing.
+function Skeleton:receive_eof()
+  self:close_connection_after_writing()
+end
+
+--- The end: exactly once, last. err is nil when all is well, else a code such as "ECONNRESET"; why says it in words.
+function Skeleton:unbind(err, why)
+  connections = connections - 1
+  if err then
+    em.log.info("connection ended by %s: %s; %d left", err, why, connections)
+  end
+end
+
+return Skeleton
