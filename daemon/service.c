@@ -112,6 +112,9 @@ static struct config *config_for_handler(const struct service_options *o, struct
 	if (!config)
 		return NULL;
 	config->unsafe = true;
+	/* its own folder, for require; the handlers' folders cannot have been set otherwise */
+	config->handlers.items = mem_realloc(config->handlers.items, sizeof *config->handlers.items);
+	config->handlers.items[config->handlers.count++] = mem_strndup(o->handler, (size_t)(strrchr(o->handler, '/') - o->handler));
 	config->listens = mem_zalloc(o->url_count * sizeof *config->listens);
 	for (size_t i = 0; i < o->url_count; i++) {
 		char *why = NULL;

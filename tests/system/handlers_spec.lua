@@ -292,3 +292,21 @@ describe("every shipped handler", function()
     assert.equal(0, result.status)
   end)
 end)
+
+describe("a handler run by its file", function()
+  t.auto()
+
+  it("finds what is beside it", function()
+    t.write("beside.lua", 'return { greeting = "hello from beside\\n" }')
+    local file = t.write("own.lua", [[
+local beside = require "beside"
+return { post_init = function(self) self:send_data(beside.greeting) end }
+]])
+    for _, path in ipairs { file, "own.lua" } do
+      local port = t.free_port()
+      local d = t.start { args = { "run", path, "-l", "tcp://127.0.0.1:" .. port }, cwd = t.dir() }
+      t.connect(port):expect("hello from beside\n")
+      d:stop()
+    end
+  end)
+end)
