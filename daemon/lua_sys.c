@@ -8,13 +8,16 @@
 #include "lua_arg.h"
 #include "log.h"
 
-/* Writes the message at the top of the stack with the place of the script's call. */
+/* Writes the message at the top of the stack with the connection in whose callback it was logged and the place of the script's call. */
 static void write_line(lua_State *L, enum log_level level)
 {
+	struct vm_subject *subject = vm_of(L)->call ? vm_of(L)->call->subject : NULL;
 	struct log_context context = {0};
 	lua_Debug place;
-	char source[sizeof place.short_src + 16];
+	char source[sizeof place.short_src + 16], peer[ADDR_TEXT_SIZE];
 
+	if (subject)
+		subject->describe(subject, &context, peer);
 	if (lua_getstack(L, 1, &place) && lua_getinfo(L, "Sl", &place) && place.currentline > 0) {
 		snprintf(source, sizeof source, "%s:%d", place.short_src, place.currentline);
 		context.source = source;

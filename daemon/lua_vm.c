@@ -283,10 +283,13 @@ static void check_memory(struct vm *vm)
 /* Enters and hands an error's text to the caller. */
 bool vm_try(struct vm *vm, struct vm_call *call, char **why)
 {
+	struct vm_call *before = vm->call;
 	bool out_of_memory = false;
 
 	vm->options.loop->stats->callbacks++;
+	vm->call = call;
 	*why = vm->depth ? enter_nested(vm, call, &out_of_memory) : enter_outer(vm, call, &out_of_memory);
+	vm->call = before;
 	if (out_of_memory)
 		check_memory(vm);
 	return *why == NULL;

@@ -62,6 +62,7 @@ struct vm {
 	bool in_run;           /* the body is in em.run */
 	struct vm_options options;
 	unsigned depth;        /* callbacks entered and not left */
+	struct vm_call *call;  /* the one that runs, NULL: none */
 	volatile bool overrun; /* the running callback has used up its time and must end */
 	size_t memory, memory_limit; /* bytes */
 	bool exhausted;        /* told the host */
