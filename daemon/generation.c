@@ -167,9 +167,12 @@ static bool same_block(const struct connect_conf *a, const struct connect_conf *
 	       strcmp(bind_a, bind_b) == 0;
 }
 
-/* Takes a connection over from the dialer of the same block, if there is one. */
+/* Takes a connection over from the dialer of the same block, if there is one. False: there is none, or nothing is left of it that
+ * would ever connect, as this block asks for. */
 static bool take_over(struct dialer *d, struct generation *before)
 {
+	struct loop *loop = d->generation->runtime->loop;
+
 	for (size_t i = 0; before && i < before->config->connect_count; i++) {
 		struct dialer *old = &before->dialers[i];
 		if (old->stopped || !same_block(d->conf, old->conf))
@@ -180,11 +183,12 @@ static bool take_over(struct dialer *d, struct generation *before)
 		if (d->lc) {
 			d->lc->on_unbound = on_unbound;
 			d->lc->on_unbound_data = d;
-		} else if (timer_waiting(&old->retry)) {
-			timer_start_at(d->generation->runtime->loop, &d->retry, old->retry.due_ns);
+		} else if (d->conf->has_reconnect && timer_waiting(&old->retry)) { /* as soon as either block has it */
+			uint64_t due_ns = loop_now(loop) + d->conf->reconnect_ns;
+			timer_start_at(loop, &d->retry, old->retry.due_ns < due_ns ? old->retry.due_ns : due_ns);
 		}
-		timer_stop(d->generation->runtime->loop, &old->retry);
-		return true;
+		timer_stop(loop, &old->retry);
+		return d->lc || timer_waiting(&d->retry) || !d->conf->has_reconnect;
 	}
 	return false;
 }
@@ -218,7 +222,7 @@ void generation_retire(struct generation *g, struct generation *heir)
 	lua_timer_cancel_all(g->vm, false);
 	lua_net_close_servers(g->vm, heir ? heir->vm : NULL);
 	g->vm->first_tick = g->vm->next_tick;
-	timer_start(g->runtime->loop, &g->deadline, g->config->reload_timeout_ns);
+	timer_start(g->runtime->loop, &g->deadline, (heir ? heir : g)->config->reload_timeout_ns);
 }
 
 /* Ends what is connected. */

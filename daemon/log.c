@@ -75,18 +75,31 @@ static void use(int fd)
 /* Opens the log as asked. path NULL: standard error. */
 bool log_open(enum log_level level, enum log_format format, const char *path, char **why)
 {
-	int fd = path ? open_file(path) : STDERR_FILENO;
+	bool same = path && log_state.path && strcmp(path, log_state.path) == 0;
+	int fd = same ? log_state.fd : path ? open_file(path) : STDERR_FILENO;
 
 	if (fd < 0) {
 		*why = mem_printf("cannot open log file %s: %s", path, strerror(errno));
 		return false;
 	}
-	log_close();
+	if (!same)
+		log_close();
 	log_state.level = level;
 	log_state.format = format != FORMAT_AUTO ? format : !path && is_journal() ? FORMAT_JOURNAL : FORMAT_TEXT;
+	if (same)
+		return true;
 	log_state.path = path ? mem_strdup(path) : NULL;
 	use(fd);
 	return true;
+}
+
+/* Gives the log file to a user, who can then open it again; devices and pipes are not ours to give. */
+void log_give(uid_t uid, gid_t gid)
+{
+	struct stat st;
+
+	if (log_state.path && fstat(log_state.fd, &st) == 0 && S_ISREG(st.st_mode) && fchown(log_state.fd, uid, gid) < 0)
+		log_warn("cannot change the owner of log file %s: %s", log_state.path, strerror(errno));
 }
 
 /* Opens the log file again under its name (after a rotation). */

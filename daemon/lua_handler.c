@@ -302,6 +302,9 @@ static int name_body(lua_State *L)
 	return 0;
 }
 
+/* The traceback when no script has run: a file that is not there or does not compile. */
+static const char empty_trace[] = "\nstack traceback:\n\t[C]: in ?";
+
 /* Loads by name. */
 bool lua_handler_load(struct vm *vm, const char *handler, const struct value *args, struct lua_class *class, char **name, char **why)
 {
@@ -311,6 +314,9 @@ bool lua_handler_load(struct vm *vm, const char *handler, const struct value *ar
 
 	*class = (struct lua_class){.meta_ref = LUA_NOREF, .function_ref = LUA_NOREF, .args_ref = LUA_NOREF};
 	if (!vm_try(vm, &call, &reason)) {
+		size_t length = strlen(reason), tail = sizeof empty_trace - 1;
+		if (length > tail && strcmp(reason + length - tail, empty_trace) == 0)
+			reason[length - tail] = '\0';
 		*why = mem_printf("handler '%s': %s", handler, reason);
 		free(reason);
 		return false;

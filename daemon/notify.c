@@ -2,14 +2,15 @@
 #include "notify.h"
 
 #include <stdint.h>
+#include <string.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
 #include <unistd.h>
 
-/* The main process serves. */
+/* The main process serves. The status may quote a script's error: only its first line, since each line is an assignment. */
 void notify_ready(const char *status)
 {
-	sd_notifyf(0, "READY=1\nSTATUS=%s\nMAINPID=%ld", status, (long)getpid());
+	sd_notifyf(0, "READY=1\nSTATUS=%.*s\nMAINPID=%ld", (int)strcspn(status, "\n"), status, (long)getpid());
 }
 
 /* A reload begins; the time lets newer managers tell this from an older message. */

@@ -278,25 +278,29 @@ static bool apply_log(const struct config *config, struct problems *problems)
 	return false;
 }
 
-/* Builds a generation from a configuration and puts it in place; false with problems, and nothing has changed then. */
+/* Loads the handlers of a configuration. */
+static struct generation *load(struct service *s, struct shared_config *shared, struct problems *problems)
+{
+	return generation_new(&s->runtime, shared, s->last_number + 1, !s->options->config_path,
+		s->options->config_path ? &daemon_host : &run_host, s, problems);
+}
+
+/* Builds a generation from a configuration and puts it in place; false with all problems, and nothing has changed then. */
 static bool replace(struct service *s, struct shared_config *shared, struct problems *problems)
 {
-	struct generation *g = generation_new(&s->runtime, shared, s->last_number + 1, !s->options->config_path,
-		s->options->config_path ? &daemon_host : &run_host, s, problems);
+	struct generation *g = load(s, shared, problems);
+	struct listener **open = open_ports(s, shared->config, problems);
+	bool done = !problems->count && apply_log(shared->config, problems);
 
-	if (!g)
-		return false;
-	struct listener **open = open_ports(s, g->config, problems);
-	if (problems->count) {
-		close_new_ports(s, open, g->config->listen_count);
+	if (done) {
+		s->last_number++;
+		swap(s, g, open);
+	} else {
+		close_new_ports(s, open, shared->config->listen_count);
 		generation_free(g);
-		free(open);
-		return false;
 	}
-	s->last_number++;
-	swap(s, g, open);
 	free(open);
-	return true;
+	return done;
 }
 
 /* SIGHUP: all of it, or nothing. */
@@ -313,9 +317,8 @@ static void reload(struct service *s)
 			config_free(config);
 		} else {
 			struct shared_config *shared = shared_config_new(config);
+			reap_generations(s); /* what has ended in this turn does not count any more */
 			done = replace(s, shared, &problems);
-			if (done)
-				(void)apply_log(config, &problems); /* a log that cannot be opened leaves the old one */
 			shared_config_release(shared);
 		}
 	}
@@ -323,7 +326,6 @@ static void reload(struct service *s)
 	if (done) {
 		s->runtime.stats.reloads++;
 		resolver_reset(s->runtime.resolver);
-		log_problems(&problems, "");
 		snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)s->last_number);
 		log_info("reloaded: generation %llu serves", (unsigned long long)s->last_number);
 	} else {
@@ -487,8 +489,8 @@ static void watch_signals(struct service *s)
 		s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
 }
 
-/* Gives socket files to the user that the daemon becomes, so that it may change and remove them. */
-static void give_away_sockets(const struct config *config)
+/* Gives socket files and the log to the user that the daemon becomes, so that it may change, remove and reopen them. */
+static void give_away_files(const struct config *config)
 {
 	uid_t uid;
 	gid_t gid;
@@ -503,6 +505,7 @@ static void give_away_sockets(const struct config *config)
 		if (u->scheme == SCHEME_UNIX && u->path[0] != '@' && chown(u->path, uid, gid) < 0)
 			log_debug("%s: cannot change its owner: %s", u->path, errno_text(errno));
 	}
+	log_give(uid, gid);
 }
 
 /* Opens sockets with the rights we came with, drops them, then loads what scripts say. */
@@ -531,14 +534,14 @@ static bool start(struct service *s, struct config *config, struct problems *pro
 			free(why);
 		}
 	}
-	if (!problems->count) {
-		give_away_sockets(config);
-		if (!privs_drop(config->user, config->group, &why)) {
-			problems_add(problems, "%s", why);
-			free(why);
-		}
-	}
-	if (!problems->count && replace(s, shared, problems)) {
+	if (!problems->count)
+		give_away_files(config);
+	if (!privs_drop(config->user, config->group, &why)) {
+		problems_add(problems, "%s", why);
+		free(why);
+	} else if (problems->count) {
+		generation_free(load(s, shared, problems)); /* it will not start, but all mistakes are told at once */
+	} else if (replace(s, shared, problems)) {
 		for (struct port *p = s->ports; p; p = p->next) {
 			listener_resume(p->l);
 			log_info("listening on %s", p->l->name);
@@ -616,7 +619,7 @@ int service_run(const struct service_options *options)
 	struct problems problems = {0};
 	char *why = NULL;
 	struct config *config = read_config(options, &problems);
-	bool started = false;
+	bool started = false, to_file = config && config->log_file;
 
 	if (config && apply_log(config, &problems)) {
 		if (!runtime_open(&s.runtime, config, &why)) {
@@ -633,8 +636,11 @@ int service_run(const struct service_options *options)
 	}
 	if (!started) {
 		log_problems(&problems, "");
-		problems_clear(&problems);
 		take_down(&s);
+		log_close();
+		if (to_file) /* whoever has started us looks at standard error */
+			log_problems(&problems, "");
+		problems_clear(&problems);
 		return 1;
 	}
 	problems_clear(&problems);

@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 enum log_level { LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
 
@@ -23,12 +24,16 @@ struct log_context {
 	uint64_t connection;  /* the connection's signature */
 };
 
-/* Opens the log as asked. path NULL: standard error. On failure the log stays as it was, *why is the caller's to free. */
+/* Opens the log as asked. path NULL: standard error; a file that is open already stays open. On failure the log stays as it was, *why
+ * is the caller's to free. */
 bool log_open(enum log_level level, enum log_format format, const char *path, char **why) __attribute__((warn_unused_result));
 
 /* Opens the log file again under its name (after a rotation); a failure is logged to the file that is still open. */
 void log_reopen(void);
 void log_close(void);
+
+/* Makes a user the owner of the log file, before the process becomes that user. */
+void log_give(uid_t uid, gid_t gid);
 
 void log_set_level(enum log_level level);
 enum log_level log_get_level(void);
