@@ -14,19 +14,19 @@ BUILD      = build
 GROUND   = mem log value addr stats privs
 
 # 1 settings: all mistakes at once, a sandboxed Lua file to plain data, plain data to a checked configuration
-SETTINGS = problems confread_lines confread_value confread option config_schema config_dump config
+SETTINGS = problems confread_lines confread_value confread option config_schema config_dump config_tls config
 
 # 2 reactor: the turn, the timer heap, signals, the watch over callback time
 REACTOR  = loop timer sig guard
 
 # 3 wire: sockets, and connections with their queues
-WIRE     = sock conn
+WIRE     = sock tls conn tls_filter
 
 # 4 sources: what produces connections
 SOURCES  = resolver listener connector
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_conn lua_methods lua_handler lua_net lua_timer lua_sys lua_sandbox lua_core
+LUA      = lua_vm lua_arg lua_conn lua_methods lua_tls lua_handler lua_net lua_timer lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
 SERVICE  = notify pidfile runtime generation service run
@@ -50,7 +50,7 @@ TESTSYS = build/tests/testsys.so
 
 # Compiler and libraries.
 CC        = gcc
-LIBRARIES = lua5.4 libevent_core libcares libsystemd jansson
+LIBRARIES = lua5.4 libevent_core libcares libsystemd jansson libssl libcrypto
 WARNINGS  = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 -Wvla -Wpointer-arith
 DEFINES   = -D_GNU_SOURCE -DVERSION='"$(VERSION)"' -DREACTORD_LIBDIR='"$(PREFIX)/share/reactord/handlers"' \
             -DREACTORD_CONF='"$(SYSCONFDIR)/reactord/reactord.conf"'
@@ -66,7 +66,7 @@ ALL_LDFLAGS := -pie -Wl,-z,relro,-z,now $(OPTIMIZE) $(LDFLAGS)
 LIBS        := $(LIBS)
 
 # Debian 12's packages: to build and try the daemon, to run the tests, to check the sources.
-RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stable-8+deb12u1 libc-ares-dev libsystemd-dev \
+RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stable-8+deb12u1 libc-ares-dev libsystemd-dev libssl-dev \
                 libjansson-dev netcat-openbsd
 TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd
 LINT_PACKAGES = lua-check clang-format cppcheck

@@ -14,13 +14,6 @@
 
 static const char *const block_names[] = {"listen", "connect", NULL};
 
-/* Where a message belongs. */
-struct place {
-	struct problems *problems;
-	const char *file; /* NULL: a script's options */
-	int line;
-};
-
 /* --- options --------------------------------------------------------------------------------------------------------- */
 
 /* Reports a name that no option has. */
@@ -52,8 +45,40 @@ static void set_option(const struct place *at, const struct scope *scope, const 
 	free(why);
 }
 
+/* Takes the tls table of a block. */
+static void take_tls(const struct place *at, const struct scope *scope, void *base, const struct value *v)
+{
+	struct tls_conf **tls = scope == &scope_listen ? &((struct listen_conf *)base)->tls : &((struct connect_conf *)base)->tls;
+
+	if (v->kind == VALUE_NIL)
+		return;
+	if (v->kind != VALUE_TABLE) {
+		problems_add_at(at->problems, at->file, at->line, "'tls' in %s must be a table such as { certificate = \"…\" }", scope->name);
+		return;
+	}
+	*tls = mem_zalloc(sizeof **tls);
+	config_take_tls(at, *tls, v);
+}
+
+/* Gives a tls:// block the options that it did not name. */
+static void complete_tls(const struct place *at, const struct url *url, struct tls_conf **tls)
+{
+	if (url->scheme != SCHEME_TLS || *tls)
+		return;
+	*tls = mem_zalloc(sizeof **tls);
+	config_take_tls(at, *tls, NULL);
+}
+
+/* Frees a block's tls_conf. */
+static void free_tls(struct tls_conf *tls)
+{
+	if (tls)
+		tls_conf_clear(tls);
+	free(tls);
+}
+
 /* Sets the options that a table has; lines: of each field, or NULL. */
-static void set_options(const struct place *at, const struct scope *scope, void *base, const struct value *table, const int *lines)
+void config_set_options(const struct place *at, const struct scope *scope, void *base, const struct value *table, const int *lines)
 {
 	for (size_t i = 0; i < table->table.count; i++) {
 		const struct field *f = &table->table.fields[i];
@@ -66,6 +91,10 @@ static void set_options(const struct place *at, const struct scope *scope, void 
 		}
 		if (!at->file && strcmp(f->key.string.bytes, "url") == 0)
 			continue;
+		if (strcmp(f->key.string.bytes, "tls") == 0 && (scope == &scope_listen || scope == &scope_connect)) {
+			take_tls(&here, scope, base, &f->value);
+			continue;
+		}
 		o = scope_find(scope, f->key.string.bytes);
 		if (!o)
 			report_unknown(&here, scope, f->key.string.bytes);
@@ -113,8 +142,8 @@ static bool set_url(const struct place *at, const char *block, struct url *url, 
 		url->path = path;
 	}
 	*url_text = url_format(url);
-	if (url->scheme != SCHEME_TCP && url->scheme != SCHEME_UNIX)
-		problems_add_at(at->problems, at->file, at->line, "this version cannot %s \"%s\": use tcp:// or unix://",
+	if (url->scheme != SCHEME_TCP && url->scheme != SCHEME_TLS && url->scheme != SCHEME_UNIX)
+		problems_add_at(at->problems, at->file, at->line, "this version cannot %s \"%s\": use tcp://, tls:// or unix://",
 		                strcmp(block, "listen") == 0 ? "listen on" : "connect to", text);
 	if (url->scheme == SCHEME_UNIX && at->file && !addr_from_path(&a, url->path))
 		problems_add_at(at->problems, at->file, at->line, "\"%s\": the path of a socket has %zu bytes at most", *url_text,
@@ -137,7 +166,8 @@ static void make_listen(const struct place *at, struct listen_conf *l, const cha
 	l->file = at->file ? mem_strdup(at->file) : NULL;
 	set_url(at, "listen", &l->url, &l->url_text, url);
 	if (table)
-		set_options(at, &scope_listen, l, table, lines);
+		config_set_options(at, &scope_listen, l, table, lines);
+	complete_tls(at, &l->url, &l->tls);
 	check_handler(at, "listen", url, table);
 	check_flow(at, "listen", &l->flow, table);
 	if (l->url_text && l->url.scheme != SCHEME_UNIX && l->mode >= 0)
@@ -150,10 +180,11 @@ static void make_connect(const struct place *at, struct connect_conf *c, const c
 	*c = (struct connect_conf){.line = at->line};
 	scope_set_defaults(&scope_connect, c);
 	c->file = at->file ? mem_strdup(at->file) : NULL;
-	if (set_url(at, "connect", &c->url, &c->url_text, url) && c->url.scheme == SCHEME_TCP && c->url.port == 0)
+	if (set_url(at, "connect", &c->url, &c->url_text, url) && c->url.scheme != SCHEME_UNIX && c->url.port == 0)
 		problems_add_at(at->problems, at->file, at->line, "\"%s\": the port to connect to must be a number from 1 to 65535", url);
 	if (table)
-		set_options(at, &scope_connect, c, table, lines);
+		config_set_options(at, &scope_connect, c, table, lines);
+	complete_tls(at, &c->url, &c->tls);
 	check_handler(at, "connect", url, table);
 	check_flow(at, "connect", &c->flow, table);
 }
@@ -162,6 +193,7 @@ static void make_connect(const struct place *at, struct connect_conf *c, const c
 void listen_conf_clear(struct listen_conf *l)
 {
 	scope_clear(&scope_listen, l);
+	free_tls(l->tls);
 	url_clear(&l->url);
 	free(l->url_text);
 	free(l->file);
@@ -172,6 +204,7 @@ void listen_conf_clear(struct listen_conf *l)
 void connect_conf_clear(struct connect_conf *c)
 {
 	scope_clear(&scope_connect, c);
+	free_tls(c->tls);
 	url_clear(&c->url);
 	free(c->url_text);
 	free(c->file);
@@ -323,7 +356,7 @@ static void take_option(struct config *config, const struct confread_item *item,
 	else if (strcmp(item->name, scope_log.name) != 0)
 		report_unknown(&at, &scope_top, item->name);
 	else if (item->value.kind == VALUE_TABLE)
-		set_options(&at, &scope_log, config, &item->value, item->lines);
+		config_set_options(&at, &scope_log, config, &item->value, item->lines);
 	else if (item->value.kind != VALUE_NIL)
 		problems_add_at(problems, item->file, item->line, "'log' must be a table such as { level = \"info\" }");
 }

@@ -25,6 +25,13 @@ static json_t *begin_block(const char *url, const char *file, int line)
 	return block;
 }
 
+/* The tls table of a block. */
+static json_t *with_tls(json_t *block, const struct tls_conf *tls)
+{
+	json_object_set_new(block, "tls", tls ? dump_scope(json_object(), &scope_tls, tls) : json_null());
+	return block;
+}
+
 /* The whole effective configuration as JSON, in the order of the schema. */
 void config_dump_json(const struct config *config, FILE *to)
 {
@@ -36,12 +43,12 @@ void config_dump_json(const struct config *config, FILE *to)
 	for (size_t i = 0; i < config->listen_count; i++) {
 		const struct listen_conf *l = &config->listens[i];
 
-		json_array_append_new(listens, dump_scope(begin_block(l->url_text, l->file, l->line), &scope_listen, l));
+		json_array_append_new(listens, with_tls(dump_scope(begin_block(l->url_text, l->file, l->line), &scope_listen, l), l->tls));
 	}
 	for (size_t i = 0; i < config->connect_count; i++) {
 		const struct connect_conf *c = &config->connects[i];
 
-		json_array_append_new(connects, dump_scope(begin_block(c->url_text, c->file, c->line), &scope_connect, c));
+		json_array_append_new(connects, with_tls(dump_scope(begin_block(c->url_text, c->file, c->line), &scope_connect, c), c->tls));
 	}
 	json_object_set_new(all, "listen", listens);
 	json_object_set_new(all, "connect", connects);
@@ -64,7 +71,7 @@ void config_check_reload(const struct config *now, const struct config *next, st
 /* All options, scope by scope. */
 struct option_row *config_option_rows(size_t *count)
 {
-	const struct scope *const scopes[] = {&scope_top, &scope_log, &scope_listen, &scope_connect};
+	const struct scope *const scopes[] = {&scope_top, &scope_log, &scope_listen, &scope_connect, &scope_tls};
 	struct option_row *rows = NULL;
 
 	*count = 0;

@@ -135,6 +135,57 @@ static const struct option_def connects[] = {
 	FLOW_OPTIONS(connect_conf),
 };
 
+#define TLS(name) MEMBER(tls_conf, name)
+
+static const char *const tls_versions[] = {"default", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", NULL};
+
+static const struct option_def identities[] = {
+	{"certificate", OPTION_PEM, MEMBER(tls_sni_conf, certificate), .fallback = "nil", .help = "Certificate and chain: a PEM file or PEM text"},
+	{"private_key", OPTION_PEM, MEMBER(tls_sni_conf, private_key), .fallback = "nil",
+     .help = "Its key: a PEM file or PEM text; looked for in certificate if not given"},
+	{"private_key_pass", OPTION_STRING, MEMBER(tls_sni_conf, private_key_pass), .fallback = "nil", .help = "Password of the key"},
+};
+
+static const struct option_def tls[] = {
+	{"certificate", OPTION_PEM, TLS(certificate), .fallback = "nil", .reloadable = true,
+     .help = "Certificate and chain: a PEM file or PEM text"},
+	{"private_key", OPTION_PEM, TLS(private_key), .fallback = "nil", .reloadable = true,
+     .help = "Its key: a PEM file or PEM text; looked for in certificate if not given"},
+	{"private_key_pass", OPTION_STRING, TLS(private_key_pass), .fallback = "nil", .reloadable = true, .help = "Password of the key"},
+	{"self_signed", OPTION_BOOLEAN, TLS(self_signed), .fallback = "false", .reloadable = true,
+     .help = "Make a certificate in memory for localhost, where none is given"},
+	{"verify_peer", OPTION_SWITCH, TLS(verify_peer), .fallback = "nil", .reloadable = true,
+     .help = "Ask for the peer's certificate and check it; clients do, servers do not, if not given"},
+	{"verify_hostname", OPTION_HOSTNAME, TLS(verify_hostname), .fallback = "nil", .reloadable = true,
+     .help = "Name that the server's certificate must have; the name connected to if not given, false for any"},
+	{"ca_file", OPTION_PEM, TLS(ca_file), .fallback = "nil", .reloadable = true,
+     .help = "Trusted certificates: a PEM file or PEM text; with ca_path in the place of the system's"},
+	{"ca_path", OPTION_PATH, TLS(ca_path), .fallback = "nil", .reloadable = true, .help = "Folder of trusted certificates by their hash"},
+	{"fail_if_no_peer_cert", OPTION_BOOLEAN, TLS(fail_if_no_peer_cert), .fallback = "false", .reloadable = true,
+     .help = "With verify_peer on a server: refuse clients without a certificate"},
+	{"sni_hostname", OPTION_STRING, TLS(sni_hostname), .fallback = "nil", .reloadable = true,
+     .help = "Name that a client asks for; the name connected to if not given"},
+	{"alpn", OPTION_STRINGS, TLS(alpn), .fallback = "{}", .reloadable = true, .help = "Application protocols, the preferred one first"},
+	{"sni", OPTION_TABLE, TLS(sni), .fallback = "nil", .reloadable = true,
+     .help = "Certificates by the name that clients ask for: { [\"example.org\"] = { certificate = …, private_key = … } }"},
+	{"min_version", OPTION_CHOICE, TLS(min_version), .fallback = "\"default\"", .choices = tls_versions, .reloadable = true,
+     .help = "Oldest version spoken; TLSv1.2 by default"},
+	{"max_version", OPTION_CHOICE, TLS(max_version), .fallback = "\"default\"", .choices = tls_versions, .reloadable = true,
+     .help = "Newest version spoken"},
+	{"ssl_version", OPTION_STRINGS, TLS(ssl_version), .fallback = "{}", .reloadable = true,
+     .help = "EventMachine's way of naming the versions, such as { \"tlsv1_2\", \"tlsv1_3\" }"},
+	{"cipher_list", OPTION_STRING, TLS(cipher_list), .fallback = "nil", .reloadable = true,
+     .help = "Suites up to TLS 1.2, in OpenSSL's words; AEAD with forward secrecy if not given"},
+	{"ciphersuites", OPTION_STRING, TLS(ciphersuites), .fallback = "nil", .reloadable = true, .help = "Suites of TLS 1.3, in OpenSSL's words"},
+	{"ecdh_curve", OPTION_STRING, TLS(ecdh_curve), .fallback = "nil", .reloadable = true,
+     .help = "Curves for the key exchange; X25519:P-256:P-384 if not given"},
+	{"dhparam", OPTION_PEM, TLS(dhparam), .fallback = "nil", .reloadable = true, .help = "Parameters for DHE suites: a PEM file or PEM text"},
+	{"handshake_timeout", OPTION_SECONDS, TLS(handshake_timeout_ns), .fallback = "10", .min = 0.001, .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds that the handshake may take"},
+};
+
+const struct scope scope_tls = {"tls", tls, COUNT(tls)};
+const struct scope scope_identity = {"sni", identities, COUNT(identities)};
 const struct scope scope_top = {"top", top, COUNT(top)};
 const struct scope scope_log = {"log", logs, COUNT(logs)};
 const struct scope scope_listen = {"listen", listens, COUNT(listens)};

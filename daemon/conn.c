@@ -49,7 +49,7 @@ static void on_readable(evutil_socket_t fd, short what, void *data);
  */
 static void watch(struct conn *c)
 {
-	bool write = !c->paused && c->queued && c->fd >= 0 && !c->write_error && c->state < CONN_LINGERING;
+	bool write = !c->paused && c->wire_queued && c->fd >= 0 && !c->write_error && c->state < CONN_LINGERING;
 	enum conn_reading read = READING_OFF;
 
 	if (c->fd < 0 || c->state == CONN_CONNECTING || c->state == CONN_ENDING)
@@ -80,11 +80,32 @@ static void watch(struct conn *c)
 	c->writing = write;
 }
 
-/* Sends FIN once, when it was asked for and all is written. */
+/* Brings the sums in step with the buffers. */
+static void account(struct conn *c)
+{
+	struct conns *conns = c->conns;
+
+	c->wire_queued = evbuffer_get_length(c->output);
+	size_t now = c->wire_queued + (c->plain ? evbuffer_get_length(c->plain) : 0);
+	conns->queued = conns->queued - c->queued + now;
+	c->queued = now;
+	conns->loop->stats->bytes_queued = conns->queued;
+}
+
+/* Sends FIN once, when it was asked for and all is written; a filter has its last word before it. */
 static void send_fin(struct conn *c)
 {
 	if (c->shut || c->queued)
 		return;
+	if (c->filter && !c->filter_finished) {
+		c->filter_finished = true;
+		c->filter->finish(c);
+		account(c);
+		if (c->queued) {
+			mark_dirty(c);
+			return;
+		}
+	}
 	c->shut = true;
 	shutdown(c->fd, SHUT_WR);
 	if (c->state == CONN_FLUSHING) {
@@ -97,22 +118,20 @@ static void send_fin(struct conn *c)
 /* Accounts for what a write took away, and does what waits for it. */
 static void wrote(struct conn *c)
 {
-	size_t left = evbuffer_get_length(c->output), n = c->queued - left;
+	size_t n = c->wire_queued - evbuffer_get_length(c->output);
 	struct conns *conns = c->conns;
 
-	c->queued = left;
+	account(c);
 	if (n) {
-		conns->queued -= n;
 		c->bytes_out += n;
 		conns->loop->stats->bytes_out += n;
-		conns->loop->stats->bytes_queued = conns->queued;
 		c->last_io_ns = loop_now(conns->loop);
 	}
 	if (c->state == CONN_ENDING)
 		return;
 	if (c->shut_asked)
 		send_fin(c);
-	if (c->full && left <= c->flow.low_water && c->state == CONN_OPEN) {
+	if (c->full && c->queued <= c->flow.low_water && c->state == CONN_OPEN) {
 		c->full = false;
 		if (c->user)
 			c->events->on_drained(c);
@@ -125,10 +144,10 @@ static void wrote(struct conn *c)
 static void drop_output(struct conn *c)
 {
 	evbuffer_unfreeze(c->output, 1);
-	evbuffer_drain(c->output, c->queued);
-	c->conns->queued -= c->queued;
-	c->conns->loop->stats->bytes_queued = c->conns->queued;
-	c->queued = 0;
+	evbuffer_drain(c->output, evbuffer_get_length(c->output));
+	if (c->plain)
+		evbuffer_drain(c->plain, evbuffer_get_length(c->plain));
+	account(c);
 }
 
 /*
@@ -148,12 +167,24 @@ static void write_failed(struct conn *c, int error)
 	watch(c);
 }
 
+/* Lets the filter take what was sent. */
+static void encrypt(struct conn *c)
+{
+	if (!c->filter)
+		return;
+	c->filter->encrypt(c);
+	account(c);
+}
+
 /* The turn's end for one dirty connection: one write. */
 static void flush(struct conn *c)
 {
 	if (c->state == CONN_ENDING || c->paused || c->writing || c->fd < 0 || c->write_error)
 		return;
-	if (c->queued) {
+	encrypt(c);
+	if (c->state == CONN_ENDING)
+		return;
+	if (c->wire_queued) {
 		evbuffer_unfreeze(c->output, 1); /* a bufferevent freezes the start of its output */
 		int n = evbuffer_write(c->output, c->fd), error = errno;
 		evbuffer_freeze(c->output, 1);
@@ -174,6 +205,9 @@ static void on_bev_write(struct bufferevent *bev, void *data)
 
 	(void)bev;
 	wrote(c);
+	if (c->state == CONN_ENDING)
+		return;
+	encrypt(c);
 	if (c->state != CONN_ENDING)
 		watch(c);
 }
@@ -188,8 +222,15 @@ static void on_bev_event(struct bufferevent *bev, short what, void *data)
 		write_failed(data, error ? error : EPIPE);
 }
 
+/* Plain bytes for the user. */
+void conn_deliver(struct conn *c, const char *bytes, size_t length)
+{
+	if (c->state == CONN_OPEN && c->user && !c->finishing)
+		c->events->on_data(c, bytes, length);
+}
+
 /* The peer's end of the stream. */
-static void got_eof(struct conn *c)
+void conn_deliver_eof(struct conn *c)
 {
 	c->eof = true;
 	if (c->write_error) {
@@ -227,10 +268,15 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 		c->last_io_ns = loop_now(loop);
 		c->bytes_in += (uint64_t)n;
 		loop->stats->bytes_in += (uint64_t)n;
-		if (c->state == CONN_OPEN && c->user)
-			c->events->on_data(c, loop->buffer, (size_t)n);
+		if (c->filter && c->state != CONN_LINGERING)
+			c->filter->input(c, loop->buffer, (size_t)n);
+		else
+			conn_deliver(c, loop->buffer, (size_t)n);
 	} else if (n == 0) {
-		got_eof(c);
+		if (c->filter && c->state == CONN_OPEN && !c->write_error)
+			c->filter->input_eof(c);
+		else
+			conn_deliver_eof(c);
 	} else if (errno != EAGAIN && errno != EINTR) {
 		conn_end_errno(c, c->write_error ? c->write_error : errno);
 	}
@@ -323,11 +369,13 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	}
 	if (c->flow.idle_timeout_ns)
 		conn_set_idle_timeout(c, c->flow.idle_timeout_ns);
+	if (c->filter)
+		c->filter->opened(c);
 	if (c->finishing) {
 		start_flushing(c);
 		return;
 	}
-	if (c->queued || c->shut_asked)
+	if (c->queued || c->shut_asked || c->filter)
 		mark_dirty(c);
 	watch(c);
 }
@@ -364,11 +412,13 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 		conn_end(c, "ELIMIT", "outbound limit");
 		return SEND_CLOSED;
 	}
-	if (evbuffer_add(c->output, bytes, length) < 0) {
+	if (evbuffer_add(c->filter ? c->plain : c->output, bytes, length) < 0) {
 		conn_end_errno(c, ENOMEM);
 		return SEND_CLOSED;
 	}
 	c->queued += length;
+	if (!c->filter)
+		c->wire_queued += length;
 	conns->queued += length;
 	conns->loop->stats->bytes_queued = conns->queued;
 	if (!c->writing)
@@ -388,7 +438,7 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 {
 	if (!conn_usable(c))
 		return;
-	if (!c->queued && (c->state == CONN_CONNECTING || c->eof)) {
+	if (!c->queued && (c->state == CONN_CONNECTING || (c->eof && !c->filter))) {
 		conn_end(c, code, why); /* nothing to flush, and nobody to wait for */
 		return;
 	}
@@ -462,6 +512,41 @@ void conn_resume(struct conn *c)
 	c->paused = false;
 	watch(c);
 	mark_dirty(c);
+	if (c->filter)
+		c->filter->resumed(c);
+}
+
+/* Puts a filter in. */
+void conn_set_filter(struct conn *c, const struct conn_filter *filter, void *data)
+{
+	c->filter = filter;
+	c->filter_data = data;
+	c->plain = evbuffer_new();
+	if (!c->plain)
+		abort();
+	if (c->fd < 0 || c->state == CONN_ENDING)
+		return;
+	filter->opened(c);
+	mark_dirty(c);
+}
+
+/* The filter has changed the wire's output. */
+void conn_wire_changed(struct conn *c)
+{
+	account(c);
+	if (c->wire_queued && !c->writing && c->state != CONN_ENDING)
+		mark_dirty(c);
+}
+
+/* One write, whatever becomes of it. */
+void conn_flush_now(struct conn *c)
+{
+	if (c->fd < 0 || !c->wire_queued || c->write_error)
+		return;
+	evbuffer_unfreeze(c->output, 1);
+	(void)evbuffer_write(c->output, c->fd);
+	evbuffer_freeze(c->output, 1);
+	account(c);
 }
 
 /* Sets the idle limit; it counts from the last byte. */
@@ -502,6 +587,17 @@ static void reap(struct conn *c)
 	if (c->reading != READING_OFF)
 		event_del(&c->read_event);
 	bufferevent_disable(c->bev, EV_WRITE);
+	if (c->filter) {
+		if (!c->end_code && !c->queued && !c->filter_finished && !c->shut) { /* an orderly end has a last word */
+			c->filter->finish(c);
+			account(c);
+			conn_flush_now(c);
+		}
+		c->filter->free(c);
+		evbuffer_free(c->plain);
+		c->plain = NULL;
+		account(c);
+	}
 	bufferevent_setcb(c->bev, NULL, NULL, NULL, NULL);
 	conns->queued -= c->queued;
 	conns->loop->stats->bytes_queued = conns->queued;

@@ -52,7 +52,7 @@ static void dial(struct dialer *d)
 {
 	if (d->stopped || d->lc)
 		return;
-	d->lc = lua_net_connect(d->generation->vm, d->conf, &d->class, d->handler);
+	d->lc = lua_net_connect(d->generation->vm, d->conf, &d->class, d->tls, d->handler);
 	if (d->lc) {
 		d->lc->on_unbound = on_unbound;
 		d->lc->on_unbound_data = d;
@@ -73,6 +73,21 @@ static void add_problem(struct problems *problems, const char *file, int line, c
 	free(why);
 }
 
+/* Gets a block's TLS context, if it has one. */
+static void load_tls(struct generation *g, const struct tls_conf *conf, bool server, const char *file, int line, const char *url,
+	struct tls_context **tls, struct problems *problems)
+{
+	const char *code;
+	char *why = NULL;
+
+	if (!conf)
+		return;
+	*tls = tls_context_get(g->runtime->tls, conf, server, &code, &why);
+	if (!*tls)
+		problems_add_at(problems, file, line, "tls of %s \"%s\": %s", server ? "listen" : "connect", url, why);
+	free(why);
+}
+
 /* Loads the handlers of all blocks. */
 static void load(struct generation *g, struct problems *problems)
 {
@@ -82,6 +97,7 @@ static void load(struct generation *g, struct problems *problems)
 		struct listen_conf *conf = &g->config->listens[i];
 		struct lua_acceptor *a = &g->acceptors[i];
 		*a = (struct lua_acceptor){.vm = g->vm, .flow = conf->flow};
+		load_tls(g, conf->tls, true, conf->file, conf->line, conf->url_text, &a->tls, problems);
 		if (!lua_handler_load(g->vm, conf->handler, &conf->args, &a->class, &a->handler, &why))
 			add_problem(problems, conf->file, conf->line, why);
 	}
@@ -89,6 +105,7 @@ static void load(struct generation *g, struct problems *problems)
 		struct dialer *d = &g->dialers[i];
 		*d = (struct dialer){.generation = g, .conf = &g->config->connects[i]};
 		timer_init(&d->retry, on_retry, d);
+		load_tls(g, d->conf->tls, false, d->conf->file, d->conf->line, d->conf->url_text, &d->tls, problems);
 		if (!lua_handler_load(g->vm, d->conf->handler, &d->conf->args, &d->class, &d->handler, &why))
 			add_problem(problems, d->conf->file, d->conf->line, why);
 	}
@@ -140,13 +157,16 @@ void generation_free(struct generation *g)
 		return;
 	if (g->vm) {
 		core_shutdown(g->vm, "stopped", false); /* timers and servers of its last unbinds */
-		for (size_t i = 0; i < g->config->listen_count; i++)
+		for (size_t i = 0; i < g->config->listen_count; i++) {
 			lua_class_free(g->vm, &g->acceptors[i].class);
+			tls_context_unref(g->acceptors[i].tls);
+		}
 		for (size_t i = 0; i < g->config->connect_count; i++) {
 			timer_stop(g->runtime->loop, &g->dialers[i].retry);
 			if (g->dialers[i].lc) /* taken over from an older generation, which may outlive this one */
 				g->dialers[i].lc->on_unbound = NULL;
 			lua_class_free(g->vm, &g->dialers[i].class);
+			tls_context_unref(g->dialers[i].tls);
 		}
 		vm_free(g->vm);
 	}

@@ -169,7 +169,7 @@ static char *make_name(const struct listen_conf *conf, const struct addr *local)
 
 	if (conf->url.scheme == SCHEME_UNIX)
 		return mem_strdup(conf->url_text);
-	return mem_printf("tcp://%s", addr_format(local, text));
+	return mem_printf("%s://%s", scheme_name(conf->url.scheme), addr_format(local, text));
 }
 
 /* Opens a listener. */

@@ -5,6 +5,7 @@
  */
 #include "lua_conn.h"
 
+#include <openssl/pem.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -60,9 +61,13 @@ static int handle_gc(lua_State *L)
 	struct lua_conn *lc = lua_touserdata(L, 1);
 
 	free(lc->names);
+	free(lc->hostname);
+	tls_context_unref(lc->tls);
 	if (lc->owns_label)
 		free((char *)lc->label);
 	lc->names = NULL;
+	lc->hostname = NULL;
+	lc->tls = NULL;
 	lc->label = NULL;
 	lc->owns_label = false;
 	return 0;
@@ -120,6 +125,8 @@ void lua_conn_revive(struct lua_conn *lc, const struct flow *flow)
 	struct vm *vm = lc->vm;
 	struct conn *c = conn_new(vm->options.conns, flow, &lua_conn_events, lc);
 
+	if (lc->tls)
+		(void)!tls_start(c, lc->tls, lc->hostname, &lua_conn_tls_events);
 	if (lc->c) {
 		lc->again = c;
 		return;
@@ -346,6 +353,79 @@ static const struct conn_events lua_conn_events = {
 	.on_end = on_end,
 };
 
+/* The handshake has ended. */
+static void on_handshake(struct conn *c)
+{
+	struct event_call e = {0};
+
+	enter(c->user, "ssl_handshake_completed", plain_body, &e);
+}
+
+/* A certificate on its way into the VM. */
+struct verify_call {
+	struct event_call event;
+	const char *pem;
+	size_t length;
+	bool preverified;
+	int depth;
+	const char *reason;
+	int answer;
+};
+
+/* Takes the script's answer. */
+static int verify_done(lua_State *L, int status, lua_KContext context)
+{
+	struct verify_call *v = (struct verify_call *)context;
+
+	(void)status;
+	v->answer = lua_toboolean(L, -1);
+	return 0;
+}
+
+/* ssl_verify_peer(self, pem, preverified, depth, reason) */
+static int verify_body(lua_State *L)
+{
+	struct verify_call *v = lua_touserdata(L, 1);
+
+	if (!push_method(L, v->event.lc, "ssl_verify_peer"))
+		return 0;
+	v->answer = 0; /* an error refuses */
+	lua_pushlstring(L, v->pem, v->length);
+	lua_pushboolean(L, v->preverified);
+	lua_pushinteger(L, v->depth);
+	lua_pushstring(L, v->reason);
+	lua_callk(L, 5, 1, (lua_KContext)v, verify_done);
+	return verify_done(L, LUA_OK, (lua_KContext)v);
+}
+
+/* OpenSSL has a certificate to show. */
+static int on_verify(struct conn *c, X509 *certificate, bool preverified, int depth, const char *reason)
+{
+	struct verify_call v = {.preverified = preverified, .depth = depth, .reason = reason, .answer = -1};
+	BIO *bio = BIO_new(BIO_s_mem());
+	char *pem;
+
+	if (!bio || PEM_write_bio_X509(bio, certificate) != 1) {
+		BIO_free(bio);
+		return 0;
+	}
+	v.length = (size_t)BIO_get_mem_data(bio, &pem);
+	v.pem = pem;
+	enter(c->user, "ssl_verify_peer", verify_body, &v.event);
+	BIO_free(bio);
+	return v.answer;
+}
+
+const struct tls_events lua_conn_tls_events = {.on_handshake = on_handshake, .on_verify = on_verify};
+
+/* Makes it a TLS connection. */
+void lua_conn_use_tls(struct lua_conn *lc, struct tls_context *tls, const char *hostname)
+{
+	lc->tls = tls_context_ref(tls);
+	lc->hostname = hostname ? mem_strdup(hostname) : NULL;
+	(void)!tls_start(lc->c, tls, hostname, &lua_conn_tls_events);
+}
+
 /* initialize(self, ...) */
 struct begin_call {
 	struct event_call event;
@@ -473,7 +553,7 @@ static int accept_body(lua_State *L)
 
 /* Accepts. */
 void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct flow *flow, char *handler, struct listener *l, int fd,
-	const struct addr *peer, lua_CFunction accepted, void *server)
+	const struct addr *peer, struct tls_context *tls, lua_CFunction accepted, void *server)
 {
 	struct accept_call a = {.class = class, .flow = flow};
 	struct begin_call b = {.args_ref = class->args_ref, .count = class->args_count, .function_ref = class->function_ref};
@@ -489,6 +569,8 @@ void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct 
 	a.lc->listener = l;
 	a.lc->label = l->name;
 	conn_open(a.lc->c, fd, peer);
+	if (tls)
+		(void)!tls_start(a.lc->c, tls, NULL, &lua_conn_tls_events);
 	begin(a.lc, &b);
 	if (accepted && a.lc->c->state != CONN_ENDING) {
 		struct lua_accepted event = {.server = server, .lc = a.lc};

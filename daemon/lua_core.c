@@ -16,6 +16,7 @@
 #include "lua_sandbox.h"
 #include "lua_sys.h"
 #include "lua_timer.h"
+#include "lua_tls.h"
 #include "mem.h"
 
 /* next_tick(fn) */
@@ -279,6 +280,7 @@ static int open_vm(lua_State *L)
 	lua_handler_open(L);
 	lua_net_open(L);
 	lua_timer_open(L);
+	lua_tls_open(L);
 	lua_sys_open(L);
 	lua_pushliteral(L, VERSION);
 	lua_setfield(L, 1, "VERSION");

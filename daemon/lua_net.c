@@ -39,7 +39,7 @@ void lua_net_on_accept(struct listener *l, int fd, const struct addr *peer)
 {
 	struct lua_acceptor *a = l->user;
 
-	lua_conn_accept(a->vm, &a->class, &a->flow, a->handler, l, fd, peer, a->accepted, a->server);
+	lua_conn_accept(a->vm, &a->class, &a->flow, a->handler, l, fd, peer, a->tls, a->accepted, a->server);
 }
 
 /* The server at index. */
@@ -113,6 +113,8 @@ static void server_stop(struct lua_server *s, struct vm *heir)
 		s->next->previous = s->previous;
 	vm->server_count--;
 	lua_class_free(vm, &s->acceptor.class);
+	tls_context_unref(s->acceptor.tls);
+	s->acceptor.tls = NULL;
 	vm_unref(vm, &s->self_ref);
 }
 
@@ -167,12 +169,24 @@ static int open_server(lua_State *L, struct listen_conf *conf, int handler, int 
 	lua_handler_class(L, handler, handler + 1, last, &s->acceptor.class);
 	lua_pushvalue(L, self);
 	s->self_ref = vm_ref(L);
+	if (conf->tls) {
+		const char *code;
+		s->acceptor.tls = tls_context_get(vm->options.tls, conf->tls, true, &code, &why);
+		if (!s->acceptor.tls) {
+			lua_class_free(vm, &s->acceptor.class);
+			vm_unref(vm, &s->self_ref);
+			arg_failure(L, code, "listen %s: %s", conf->url_text, why);
+			free(why);
+			return 3;
+		}
+	}
 	s->l = claim(vm, conf);
 	if (!s->l)
 		s->l = listener_open(vm->options.loop, conf, lua_net_on_accept, &s->acceptor, &why);
 	if (!s->l) {
 		int error = errno;
 		lua_class_free(vm, &s->acceptor.class);
+		tls_context_unref(s->acceptor.tls);
 		vm_unref(vm, &s->self_ref);
 		arg_failure(L, errno_code(error), "%s", why);
 		free(why);
@@ -381,13 +395,30 @@ struct target {
 	const char *why;
 	uint64_t timeout_ns;
 	struct flow flow;
+	const struct tls_conf *tls_conf; /* NULL: plain */
 };
+
+/* Starts a new connection towards its target. */
+static void start(struct lua_conn *lc, const struct target *t, struct tls_context *tls)
+{
+	if (tls)
+		lua_conn_use_tls(lc, tls, t->host);
+	else
+		lc->hostname = t->host ? mem_strdup(t->host) : NULL;
+	if (t->failure)
+		conn_end(lc->c, t->failure, t->why);
+	else
+		lua_conn_connect(lc, t->host, t->port, &t->to, t->bind.length ? &t->bind : NULL);
+}
 
 /* Makes the connection, runs its first callbacks, starts to connect; pushes it. */
 static int connect_to(lua_State *L, const struct target *t, int handler, int last)
 {
 	lua_handler_resolve(L, handler);
 	int function = lua_gettop(L), meta = function - 1, args = 0, count = last > handler ? last - handler : 0;
+	struct tls_context *tls = NULL;
+	const char *code;
+	char *why = NULL;
 
 	if (count) {
 		lua_createtable(L, count, 0);
@@ -397,16 +428,19 @@ static int connect_to(lua_State *L, const struct target *t, int handler, int las
 			lua_rawseti(L, args, i);
 		}
 	}
+	if (t->tls_conf && !(tls = tls_context_get(vm_of(L)->options.tls, t->tls_conf, false, &code, &why))) {
+		arg_failure(L, code, "connect %s: %s", t->label, why);
+		free(why);
+		return 3;
+	}
 	struct lua_conn *lc = lua_conn_create(L, meta, &t->flow);
 	int self = lua_gettop(L);
 	lc->outgoing = true;
 	lc->label = mem_strdup(t->label);
 	lc->owns_label = true;
 	lc->connect_timeout_ns = t->timeout_ns;
-	if (t->failure)
-		conn_end(lc->c, t->failure, t->why);
-	else
-		lua_conn_connect(lc, t->host, t->port, &t->to, t->bind.length ? &t->bind : NULL);
+	start(lc, t, tls);
+	tls_context_unref(tls);
 	lua_conn_begin(L, lc, args, count, lua_isnil(L, function) ? 0 : function);
 	lua_pushvalue(L, self);
 	return 1;
@@ -444,6 +478,7 @@ static void set_conf(lua_State *L, struct target *t, const struct connect_conf *
 {
 	t->flow = conf->flow;
 	t->timeout_ns = conf->connect_timeout_ns;
+	t->tls_conf = conf->tls;
 	if (conf->url.scheme == SCHEME_UNIX) {
 		set_path(L, t, conf->url.path);
 	} else {
@@ -604,6 +639,7 @@ static int l_connection_count(lua_State *L)
 struct connect_call {
 	const struct connect_conf *conf;
 	const struct lua_class *class;
+	struct tls_context *tls;
 	struct lua_conn *lc;
 	char *handler;
 };
@@ -625,10 +661,7 @@ static int connect_body(lua_State *L)
 	lc->connect_timeout_ns = t.timeout_ns;
 	k->lc = lc;
 	lc->outgoing = true;
-	if (t.failure)
-		conn_end(lc->c, t.failure, t.why);
-	else
-		lua_conn_connect(lc, t.host, t.port, &t.to, t.bind.length ? &t.bind : NULL);
+	start(lc, &t, k->tls);
 	if (lua_rawgeti(L, LUA_REGISTRYINDEX, k->class->function_ref) != LUA_TNIL)
 		function = lua_gettop(L);
 	if (lua_rawgeti(L, LUA_REGISTRYINDEX, k->class->args_ref) == LUA_TTABLE)
@@ -638,9 +671,10 @@ static int connect_body(lua_State *L)
 }
 
 /* Connects for a block. */
-struct lua_conn *lua_net_connect(struct vm *vm, const struct connect_conf *conf, const struct lua_class *class, char *handler)
+struct lua_conn *lua_net_connect(struct vm *vm, const struct connect_conf *conf, const struct lua_class *class,
+	struct tls_context *tls, char *handler)
 {
-	struct connect_call k = {.conf = conf, .class = class, .handler = handler};
+	struct connect_call k = {.conf = conf, .class = class, .tls = tls, .handler = handler};
 	struct vm_call call = {.body = connect_body, .argument = &k, .callback = "connect"};
 
 	vm_enter(vm, &call);

@@ -15,7 +15,8 @@
 #define LIST_LIMIT 200 /* positional arguments: as many as Lua passes on without a thought */
 
 static const char *const type_names[] = {"string",  "path",   "search path", "folders", "boolean", "integer", "size",
-                                         "seconds", "choice", "keepalive",   "mode",    "address", "list"};
+                                         "seconds", "choice", "keepalive",   "mode",    "address", "PEM",     "host name",
+                                         "strings", "switch", "table",       "list"};
 
 /* The member of the struct at base. */
 static void *member(const struct option_def *o, void *base)
@@ -71,6 +72,11 @@ static char *expectation(const struct option_def *o)
 	case OPTION_KEEPALIVE: return mem_strdup("true, false, or whole seconds from 1 to 32767");
 	case OPTION_MODE: return mem_strdup("permissions in octal as a text, such as \"0660\"");
 	case OPTION_ADDRESS: return mem_strdup("a text \"host\" or \"host:port\" with a numeric host");
+	case OPTION_PEM: return mem_strdup("a path, or PEM text");
+	case OPTION_HOSTNAME: return mem_strdup("a host name, or false");
+	case OPTION_STRINGS: return mem_strdup("a list of texts such as { \"h2\", \"http/1.1\" }");
+	case OPTION_SWITCH: return mem_strdup("true or false");
+	case OPTION_TABLE: return mem_strdup("a table");
 	case OPTION_LIST: return mem_strdup("a list such as { \"lobby\", 5 }");
 	case OPTION_CHOICE: break;
 	}
@@ -172,8 +178,8 @@ static char *resolve_templates(const char *file, const char *templates)
 	}
 }
 
-/* A list of folders. */
-static bool set_folders(const struct option_def *o, void *base, const struct value *v, const char *file, char **why)
+/* A list of texts; folders among them are resolved. */
+static bool set_strings(const struct option_def *o, void *base, const struct value *v, const char *file, char **why)
 {
 	struct strings *s = member(o, base);
 
@@ -183,7 +189,9 @@ static bool set_folders(const struct option_def *o, void *base, const struct val
 		const struct field *f = &v->table.fields[i];
 
 		if (f->key.kind != VALUE_INTEGER || !is_text(&f->value)) {
-			*why = mem_printf("must be a list of folders such as { \"handlers\" }: each item a text");
+			char *expected = expectation(o);
+			*why = mem_printf("must be %s: each item a text", expected);
+			free(expected);
 			return false;
 		}
 	}
@@ -273,7 +281,7 @@ static bool set_mode(const struct option_def *o, void *base, const struct value 
 static void set_none(const struct option_def *o, void *base)
 {
 	option_clear(o, base);
-	if (o->type == OPTION_MODE)
+	if (o->type == OPTION_MODE || o->type == OPTION_SWITCH)
 		*(int *)member(o, base) = -1;
 	else if (o->present)
 		*(bool *)((char *)base + o->present) = false;
@@ -299,11 +307,34 @@ bool option_set(const struct option_def *o, void *base, const struct value *v, c
 		           : o->type == OPTION_PATH && file ? confread_resolve(file, v->string.bytes)
 		                                            : mem_strdup(v->string.bytes));
 		return true;
-	case OPTION_FOLDERS: return set_folders(o, base, v, file, why);
+	case OPTION_FOLDERS: return set_strings(o, base, v, file, why);
+	case OPTION_STRINGS: return set_strings(o, base, v, NULL, why);
 	case OPTION_LIST: return set_list(o, base, v, why);
 	case OPTION_ADDRESS: return set_address(o, base, v, why);
 	case OPTION_CHOICE: return set_choice(o, base, v, why);
 	case OPTION_MODE: return set_mode(o, base, v, why);
+	case OPTION_PEM:
+		if (!is_text(v))
+			return refuse(o, v, why);
+		store_text(o, base,
+		           file && !strstr(v->string.bytes, "-----BEGIN ") ? confread_resolve(file, v->string.bytes) : mem_strdup(v->string.bytes));
+		return true;
+	case OPTION_HOSTNAME:
+		if (!is_text(v) && !(v->kind == VALUE_BOOLEAN && !v->boolean))
+			return refuse(o, v, why);
+		store_text(o, base, mem_strdup(v->kind == VALUE_STRING ? v->string.bytes : ""));
+		return true;
+	case OPTION_SWITCH:
+		if (v->kind != VALUE_BOOLEAN)
+			return refuse(o, v, why);
+		*(int *)member(o, base) = v->boolean;
+		return true;
+	case OPTION_TABLE:
+		if (v->kind != VALUE_TABLE)
+			return refuse(o, v, why);
+		option_clear(o, base);
+		value_copy(member(o, base), v);
+		return true;
 	case OPTION_BOOLEAN:
 		if (v->kind != VALUE_BOOLEAN)
 			return refuse(o, v, why);
@@ -407,16 +438,20 @@ void option_clear(const struct option_def *o, void *base)
 	case OPTION_PATH:
 	case OPTION_SEARCH_PATH:
 	case OPTION_ADDRESS:
+	case OPTION_PEM:
+	case OPTION_HOSTNAME:
 		free(*(char **)member(o, base));
 		*(char **)member(o, base) = NULL;
 		break;
 	case OPTION_FOLDERS:
+	case OPTION_STRINGS:
 		s = member(o, base);
 		for (size_t i = 0; i < s->count; i++)
 			free(s->items[i]);
 		free(s->items);
 		*s = (struct strings){0};
 		break;
+	case OPTION_TABLE:
 	case OPTION_LIST: value_clear(member(o, base)); break;
 	default: break;
 	}
@@ -514,8 +549,14 @@ json_t *option_json(const struct option_def *o, const void *base)
 	case OPTION_STRING:
 	case OPTION_PATH:
 	case OPTION_SEARCH_PATH:
+	case OPTION_PEM:
 	case OPTION_ADDRESS: text = *(char *const *)m; return text ? string_json(text, strlen(text)) : json_null();
+	case OPTION_HOSTNAME:
+		text = *(char *const *)m;
+		return text && !*text ? json_false() : text ? string_json(text, strlen(text)) : json_null();
+	case OPTION_SWITCH: return number < 0 ? json_null() : json_boolean(number);
 	case OPTION_FOLDERS:
+	case OPTION_STRINGS:
 		json = json_array();
 		for (size_t i = 0; i < s->count; i++)
 			json_array_append_new(json, string_json(s->items[i], strlen(s->items[i])));
@@ -534,6 +575,7 @@ json_t *option_json(const struct option_def *o, const void *base)
 			return json_null();
 		snprintf(mode, sizeof mode, "%04o", (unsigned)number & 0777);
 		return json_string(mode);
+	case OPTION_TABLE:
 	case OPTION_LIST: return option_value_json(m);
 	}
 	return json_null();

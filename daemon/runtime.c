@@ -66,6 +66,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 	}
 	r->conns = conns_new(r->loop, SIZE_MAX);
 	r->resolver = resolver_new(r->loop);
+	r->tls = tls_contexts_new();
 	r->guard = guard_new(vm_on_overrun);
 	if (!r->guard) {
 		*why = mem_printf("cannot make the timer for callback_time: %s", errno_text(errno));
@@ -88,6 +89,7 @@ void runtime_close(struct runtime *r)
 {
 	guard_free(r->guard);
 	resolver_free(r->resolver);
+	tls_contexts_free(r->tls);
 	conns_free(r->conns);
 	if (r->loop && r->loop->timers)
 		timers_close(r->loop);
@@ -104,6 +106,7 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 		.conns = r->conns,
 		.resolver = r->resolver,
 		.guard = r->guard,
+		.tls = r->tls,
 		.host = host,
 		.host_data = host_data,
 		.config = config,

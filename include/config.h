@@ -24,6 +24,32 @@ struct flow {
 	int keepalive; /* -1: off, 0: on with the system's times, else idle seconds before the first probe */
 };
 
+/* A certificate for clients that ask for that name. */
+struct tls_sni_conf {
+	char *name;
+	char *certificate, *private_key, *private_key_pass;
+};
+
+/* TLS of one side; the same for listeners, connections and start_tls. */
+struct tls_conf {
+	char *certificate, *private_key; /* PEM text or a path, NULL: none */
+	char *private_key_pass;
+	bool self_signed;
+	int verify_peer;       /* -1: clients do, servers do not */
+	char *verify_hostname; /* NULL: the name given to connect; "": any */
+	char *ca_file, *ca_path; /* both NULL: the system's store */
+	bool fail_if_no_peer_cert;
+	char *sni_hostname;    /* NULL: the name given to connect */
+	struct strings alpn;
+	struct value sni;      /* as read */
+	struct tls_sni_conf *sni_list; /* what it says */
+	size_t sni_count;
+	int min_version, max_version; /* 0: default, 1 TLSv1, 2 TLSv1.1, 3 TLSv1.2, 4 TLSv1.3 */
+	struct strings ssl_version;
+	char *cipher_list, *ciphersuites, *ecdh_curve, *dhparam; /* NULL: ours */
+	uint64_t handshake_timeout_ns;
+};
+
 /* One listen block (or the options of em.listen). */
 struct listen_conf {
 	char *file; /* where it stands; NULL from a script */
@@ -38,6 +64,7 @@ struct listen_conf {
 	uint64_t max_connections_per_address; /* 0: no limit */
 	bool reuse_port;
 	int mode; /* unix: permissions of the socket file, -1: by umask */
+	struct tls_conf *tls; /* NULL: plain */
 };
 
 /* One connect block (or the options of em.connect). */
@@ -53,6 +80,7 @@ struct connect_conf {
 	uint64_t reconnect_ns; /* wait after an end before the next attempt; meaningful with has_reconnect */
 	bool has_reconnect;
 	char *bind; /* local "host:port", or NULL */
+	struct tls_conf *tls; /* NULL: plain */
 };
 
 /* A whole file. */
@@ -100,6 +128,13 @@ void config_free(struct config *config);
  * every mistake (caller frees); out is empty then. */
 bool config_listen(struct listen_conf *out, const char *url, const struct value *options, char **why) __attribute__((warn_unused_result));
 bool config_connect(struct connect_conf *out, const char *url, const struct value *options, char **why) __attribute__((warn_unused_result));
+/* The options of start_tls. */
+bool config_tls(struct tls_conf *out, const struct value *options, char **why) __attribute__((warn_unused_result));
+void tls_conf_clear(struct tls_conf *tls);
+
+/* Every option in one text: equal texts, equal configurations. The caller owns it. */
+char *config_tls_text(const struct tls_conf *tls) __attribute__((warn_unused_result));
+
 void listen_conf_clear(struct listen_conf *l);
 void connect_conf_clear(struct connect_conf *c);
 void flow_defaults(struct flow *flow);

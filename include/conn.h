@@ -36,6 +36,17 @@ struct conn_events {
 	void (*on_end)(struct conn *c);     /* see end_code, end_why; the descriptor is still open; c is freed afterwards */
 };
 
+/* What stands between the wire and the user: TLS. Each is called for its own connection alone; none frees it. */
+struct conn_filter {
+	void (*opened)(struct conn *c);                                  /* the descriptor is there */
+	void (*input)(struct conn *c, const char *bytes, size_t length); /* from the wire; conn_deliver takes what becomes of it */
+	void (*input_eof)(struct conn *c);                               /* the wire's end, while open */
+	void (*encrypt)(struct conn *c);                                 /* moves plain output into the wire's, as far as it can */
+	void (*finish)(struct conn *c);                                  /* our last word into the wire's output, once */
+	void (*resumed)(struct conn *c);                                 /* reading goes on */
+	void (*free)(struct conn *c);
+};
+
 enum conn_state { CONN_CONNECTING, CONN_OPEN, CONN_FLUSHING, CONN_LINGERING, CONN_ENDING };
 
 /* What conn_send answers. */
@@ -54,7 +65,10 @@ struct conn {
 	const struct conn_events *events;
 	void *user;                  /* the user's; NULL: nobody is to be told any more */
 	struct bufferevent *bev;     /* output and write readiness */
-	struct evbuffer *output;     /* bev's */
+	struct evbuffer *output;     /* bev's: bytes for the wire */
+	struct evbuffer *plain;      /* with a filter: what it has not taken yet, else NULL */
+	const struct conn_filter *filter; /* NULL: none */
+	void *filter_data;           /* the filter's */
 	struct event read_event;
 	int fd;                      /* -1 while connecting */
 	enum conn_state state;
@@ -64,6 +78,7 @@ struct conn {
 	bool paused;
 	bool eof;                    /* the peer's end has been seen */
 	bool shut_asked, shut;       /* FIN asked for; sent */
+	bool filter_finished;        /* the filter has had its last word */
 	bool finishing;              /* conn_finish was called */
 	bool full;                   /* above high water, on_drained is owed */
 	bool dirty;                  /* in the list of those to write at the turn's end */
@@ -72,7 +87,8 @@ struct conn {
 	uint64_t last_io_ns;         /* when a byte last moved */
 	uint64_t opened_ns;
 	uint64_t bytes_in, bytes_out;
-	size_t queued;               /* bytes in output */
+	size_t queued;               /* bytes in output and plain */
+	size_t wire_queued;          /* of them in output */
 	struct timer idle;           /* checks last_io_ns, re-arms for the rest */
 	struct timer deadline;       /* connecting, or flushing and lingering */
 	const char *end_code;        /* symbol such as "ECONNRESET", NULL for an orderly end; static */
@@ -127,6 +143,16 @@ void conn_resume(struct conn *c);
 void conn_set_idle_timeout(struct conn *c, uint64_t timeout_ns);    /* 0: none */
 void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns); /* while connecting; from now */
 bool conn_set_watermarks(struct conn *c, size_t low, size_t high) __attribute__((warn_unused_result));
+
+/* Puts a filter in, which must not have one yet. What was sent before goes out as it is. */
+void conn_set_filter(struct conn *c, const struct conn_filter *filter, void *data);
+
+/* For filters: plain bytes for the user (during the call only), the end of the plain stream; a change of the wire's output, and its writing
+ * at once, before an end that would drop it. */
+void conn_deliver(struct conn *c, const char *bytes, size_t length);
+void conn_deliver_eof(struct conn *c);
+void conn_wire_changed(struct conn *c);
+void conn_flush_now(struct conn *c);
 
 /* Is it still good for sending? */
 static inline bool conn_usable(const struct conn *c)

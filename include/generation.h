@@ -17,6 +17,7 @@ struct dialer {
 	struct generation *generation;
 	const struct connect_conf *conf;
 	struct lua_class class;
+	struct tls_context *tls; /* NULL: plain */
 	char *handler;
 	struct lua_conn *lc;  /* NULL between two */
 	struct timer retry;

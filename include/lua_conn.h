@@ -7,6 +7,7 @@
 #include "connector.h"
 #include "listener.h"
 #include "lua_vm.h"
+#include "tls_filter.h"
 
 /* What a handler becomes when connections are made of it: references into the registry. */
 struct lua_class {
@@ -31,6 +32,8 @@ struct lua_conn {
 	struct listener *listener;  /* that accepted it, until its release */
 	const char *label;          /* URL of its listener or target, for the log; owned unless it is the listener's */
 	char *handler;              /* name of its handler for the log, or NULL; borrowed for the VM's lifetime */
+	struct tls_context *tls;    /* of a tls:// connection: used again by reconnect; else NULL */
+	char *hostname;             /* whom it was to be connected to, NULL: nobody by name */
 	uint64_t signature;
 	uint64_t connect_timeout_ns;
 	struct lua_timer *timers;   /* its own, cancelled at unbind */
@@ -56,6 +59,9 @@ struct lua_conn *lua_conn_test(lua_State *L, int index);
 /* A new instance of the class whose metatable lies at meta (a stack index), pushed; its handle has a connection without descriptor. */
 struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow);
 
+/* Makes it a TLS connection to that host, now and after each reconnect. */
+void lua_conn_use_tls(struct lua_conn *lc, struct tls_context *tls, const char *hostname);
+
 /* Gives a handle that is in its unbind, or past it and held by self_ref again, a new connection without descriptor. */
 void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);
 
@@ -74,9 +80,12 @@ struct lua_accepted {
 	struct lua_conn *lc;
 };
 
+/* What TLS tells of connections. */
+extern const struct tls_events lua_conn_tls_events;
+
 /* Accepts for a class: makes the instance and runs its first callbacks; then the body accepted, unless it is NULL. */
 void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct flow *flow, char *handler, struct listener *l, int fd,
-	const struct addr *peer, lua_CFunction accepted, void *server);
+	const struct addr *peer, struct tls_context *tls, lua_CFunction accepted, void *server);
 
 /* Ends every connection of a VM: orderly, after flushing what is queued if flush is set. */
 void lua_conn_end_all(struct vm *vm, const char *why, bool flush);

@@ -17,6 +17,7 @@
 #include "log.h"
 #include "loop.h"
 #include "resolver.h"
+#include "tls.h"
 
 struct vm;
 struct lua_conn;
@@ -44,6 +45,7 @@ struct vm_options {
 	struct conns *conns;
 	struct resolver *resolver;
 	struct guard *guard;
+	struct tls_contexts *tls;
 	const struct vm_host *host;
 	void *host_data;
 	const struct config *config;  /* limits, folders, paths; borrowed while the VM lives */

@@ -25,6 +25,11 @@ enum option_type {
 	OPTION_KEEPALIVE,   /* int: -1 off, 0 on, else seconds */
 	OPTION_MODE,        /* int: permissions, -1: none */
 	OPTION_ADDRESS,     /* char *, "host" or "host:port" with a numeric host */
+	OPTION_PEM,         /* char *: PEM text, or a path relative to the file */
+	OPTION_HOSTNAME,    /* char *; NULL: none said, "": false */
+	OPTION_STRINGS,     /* struct strings */
+	OPTION_SWITCH,      /* int: -1 not said, else 0 or 1 */
+	OPTION_TABLE,       /* struct value: any table, or nil */
 	OPTION_LIST         /* struct value: a table of positional values, or nil */
 };
 

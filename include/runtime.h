@@ -11,6 +11,7 @@
 #include "loop.h"
 #include "resolver.h"
 #include "stats.h"
+#include "tls.h"
 
 struct runtime {
 	struct stats stats;
@@ -18,6 +19,7 @@ struct runtime {
 	struct conns *conns;
 	struct resolver *resolver;
 	struct guard *guard;
+	struct tls_contexts *tls;
 	char *library_dir;     /* shipped handlers and em/ */
 };
 

@@ -10,13 +10,15 @@ local em = {}
 for _, name in ipairs {
   "Connection", "PeriodicTimer", "Timer", "VERSION", "add_periodic_timer", "add_shutdown_hook", "add_timer", "bind_connect",
   "cancel_timer", "connect", "connect_unix_domain", "connection_count", "current_time", "error_handler", "get_timer_count", "listen",
-  "log", "next_tick", "process", "reactor_running", "reconnect", "start_server", "start_unix_domain_server", "stop", "stop_event_loop",
+  "log", "next_tick", "process", "reactor_running", "reconnect", "ssl", "start_server", "start_unix_domain_server", "stop", "stop_event_loop",
   "stop_server", "stopping", "uuid",
 } do
   em[name] = core[name]
 end
 
 em.EventEmitter = EventEmitter
+em.Deferrable = require "em.deferrable"
+em.DefaultDeferrable = em.Deferrable.new
 
 --- Makes a class that inherits from self: em.Connection:extend(), Base:extend { members }.
 function em.Connection:extend(members)

@@ -1,0 +1,382 @@
+/*
+ * TLS on a connection: see tls_filter.h. Not libevent's bufferevent_openssl, which stalls under read limits, can lose the last bytes
+ * before a close, and never says goodbye.
+ */
+#include "tls_filter.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <event2/buffer.h>
+#include <openssl/err.h>
+#include <openssl/x509v3.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "mem.h"
+
+#define RECORD 16384                             /* bytes of plain text that one record holds */
+
+struct tls_filter {
+	struct conn *c;
+	SSL *ssl;
+	struct tls_context *context;
+	const struct tls_events *events;
+	const char *wire;      /* what is left of the bytes that are being read */
+	size_t wire_left;
+	struct timer deadline; /* of the handshake */
+	struct timer late_eof; /* tells of the peer's goodbye that was read while paused */
+	bool begun;            /* the first message has been made */
+	bool up;               /* the handshake has ended */
+	bool goodbye;          /* close_notify has been sent */
+	bool peer_goodbye;     /* and received */
+	bool failed;
+};
+
+/* --- the BIO: reads from the wire bytes at hand, writes to the connection's output -------------------------------------------- */
+
+/* Gives OpenSSL what there is. */
+static int bio_read(BIO *bio, char *to, int size)
+{
+	struct tls_filter *f = BIO_get_data(bio);
+	size_t n = f->wire_left < (size_t)size ? f->wire_left : (size_t)size;
+
+	BIO_clear_retry_flags(bio);
+	if (n == 0) {
+		BIO_set_retry_read(bio);
+		return -1;
+	}
+	memcpy(to, f->wire, n);
+	f->wire += n;
+	f->wire_left -= n;
+	return (int)n;
+}
+
+/* Takes what OpenSSL has to send. */
+static int bio_write(BIO *bio, const char *from, int size)
+{
+	struct tls_filter *f = BIO_get_data(bio);
+
+	BIO_clear_retry_flags(bio);
+	return evbuffer_add(f->c->output, from, (size_t)size) < 0 ? -1 : size;
+}
+
+/* Nothing to control but flushing, which the turn's end does. */
+static long bio_control(BIO *bio, int command, long number, void *pointer)
+{
+	(void)bio, (void)number, (void)pointer;
+	return command == BIO_CTRL_FLUSH;
+}
+
+/* The kind of BIO; made once for a process's contexts. */
+static BIO_METHOD *bio_method(struct tls_contexts *contexts)
+{
+	BIO_METHOD **method = tls_contexts_bio_method(contexts);
+
+	if (!*method) {
+		*method = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "connection");
+		if (!*method)
+			abort();
+		BIO_meth_set_read(*method, bio_read);
+		BIO_meth_set_write(*method, bio_write);
+		BIO_meth_set_ctrl(*method, bio_control);
+	}
+	return *method;
+}
+
+/* --- the session ------------------------------------------------------------------------------------------------------------- */
+
+/* The filter of a connection. */
+static struct tls_filter *filter_of(const struct conn *c)
+{
+	return c->filter_data;
+}
+
+/* Ends the connection for OpenSSL's reason; the alert that it has made is sent, as far as the socket takes it. */
+static void fail(struct tls_filter *f)
+{
+	char text[256];
+	long verdict = SSL_get_verify_result(f->ssl);
+
+	if (f->failed)
+		return;
+	f->failed = true;
+	tls_error_text(text);
+	conn_wire_changed(f->c);
+	conn_flush_now(f->c);
+	if (!f->up && f->context->verify && verdict != X509_V_OK)
+		conn_end_text(f->c, "ETLS", mem_printf("certificate verify failed: %s", X509_verify_cert_error_string(verdict)));
+	else
+		conn_end_text(f->c, "ETLS", mem_strdup(text));
+}
+
+/* Is a result of OpenSSL's no error but want of more? */
+static bool wants_more(struct tls_filter *f, int result)
+{
+	int error = SSL_get_error(f->ssl, result);
+
+	return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE;
+}
+
+/* Goes on with the handshake. True when it has ended. */
+static bool shake_hands(struct tls_filter *f)
+{
+	if (f->up)
+		return true;
+	f->begun = true;
+	ERR_clear_error();
+	int result = SSL_do_handshake(f->ssl);
+	if (result != 1) {
+		if (wants_more(f, result))
+			conn_wire_changed(f->c);
+		else
+			fail(f);
+		return false;
+	}
+	f->up = true;
+	timer_stop(f->c->conns->loop, &f->deadline);
+	conn_wire_changed(f->c);
+	if (f->c->user)
+		f->events->on_handshake(f->c);
+	return f->c->state != CONN_ENDING;
+}
+
+/* The peer has said goodbye: to the user that is the end of the stream, though not while paused. */
+static void tell_goodbye(struct tls_filter *f)
+{
+	if (!f->c->paused)
+		conn_deliver_eof(f->c);
+}
+
+/* Wire bytes have come in: all their records become one piece of plain data. */
+static void on_input(struct conn *c, const char *bytes, size_t length)
+{
+	struct tls_filter *f = filter_of(c);
+	char *plain = tls_contexts_buffer(f->context->contexts);
+	size_t n = 0;
+
+	if (f->failed)
+		return;
+	f->wire = bytes;
+	f->wire_left = length;
+	if (shake_hands(f)) {
+		while (n < TLS_BUFFER_SIZE) {
+			size_t got = 0;
+			ERR_clear_error();
+			int result = SSL_read_ex(f->ssl, plain + n, TLS_BUFFER_SIZE - n, &got);
+			if (result == 1) {
+				n += got;
+				continue;
+			}
+			int error = SSL_get_error(f->ssl, result);
+			if (error == SSL_ERROR_ZERO_RETURN)
+				f->peer_goodbye = true;
+			else if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) {
+				char text[256];
+				if (n)
+					conn_deliver(c, plain, n);
+				n = 0;
+				if (c->state == CONN_ENDING)
+					tls_error_text(text);
+				else
+					fail(f);
+			}
+			break;
+		}
+		conn_wire_changed(c); /* tickets, answers to key updates */
+	}
+	f->wire_left = 0;
+	if (n)
+		conn_deliver(c, plain, n);
+	if (f->peer_goodbye && c->state != CONN_ENDING)
+		tell_goodbye(f);
+}
+
+/* The end of the wire: orderly only after the peer's goodbye, or where we have said ours. */
+static void on_input_eof(struct conn *c)
+{
+	struct tls_filter *f = filter_of(c);
+
+	if (f->peer_goodbye || f->goodbye)
+		conn_deliver_eof(c);
+	else if (f->up)
+		conn_end(c, "ETLS", "tls truncated");
+	else
+		conn_end(c, "ETLS", "the peer closed during the handshake");
+}
+
+/* Plain output becomes records; what was queued before the handshake has ended waits for that. */
+static void encrypt(struct conn *c)
+{
+	struct tls_filter *f = filter_of(c);
+
+	if (!f->begun && !f->context->server && c->fd >= 0)
+		(void)shake_hands(f); /* the client's first word */
+	while (f->up && !f->failed && evbuffer_get_length(c->plain)) {
+		size_t length = evbuffer_get_length(c->plain), done = 0;
+		const void *bytes = evbuffer_pullup(c->plain, (ev_ssize_t)(length < RECORD ? length : RECORD));
+		ERR_clear_error();
+		if (!bytes || SSL_write_ex(f->ssl, bytes, length < RECORD ? length : RECORD, &done) != 1) {
+			fail(f);
+			return;
+		}
+		evbuffer_drain(c->plain, done);
+	}
+}
+
+/* Our goodbye, behind all that was sent. */
+static void finish(struct conn *c)
+{
+	struct tls_filter *f = filter_of(c);
+
+	if (f->goodbye || f->failed)
+		return;
+	f->goodbye = true;
+	if (!f->up)
+		return;
+	ERR_clear_error();
+	(void)SSL_shutdown(f->ssl);
+	ERR_clear_error();
+}
+
+/* Reading goes on: a goodbye may have waited. Not told from here, which is inside a call of the user's. */
+static void resumed(struct conn *c)
+{
+	struct tls_filter *f = filter_of(c);
+
+	if (f->peer_goodbye && !c->eof)
+		timer_start(c->conns->loop, &f->late_eof, 0);
+}
+
+/* The user has resumed. */
+static void on_late_eof(void *data)
+{
+	struct tls_filter *f = data;
+
+	if (f->c->state != CONN_ENDING && !f->c->eof)
+		tell_goodbye(f);
+}
+
+/* The handshake has taken too long, however busy it was. */
+static void on_deadline(void *data)
+{
+	struct tls_filter *f = data;
+
+	conn_end(f->c, "ETIMEDOUT", "handshake timeout");
+}
+
+/* The connection goes. */
+static void filter_free(struct conn *c)
+{
+	struct tls_filter *f = filter_of(c);
+
+	timer_stop(c->conns->loop, &f->deadline);
+	timer_stop(c->conns->loop, &f->late_eof);
+	SSL_free(f->ssl);
+	tls_context_unref(f->context);
+	free(f);
+}
+
+/* The descriptor is there: the handshake's time begins, and a client speaks first. */
+static void opened(struct conn *c)
+{
+	struct tls_filter *f = filter_of(c);
+
+	timer_start(c->conns->loop, &f->deadline, f->context->handshake_timeout_ns);
+}
+
+static const struct conn_filter tls_filter = {
+	.opened = opened,
+	.input = on_input,
+	.input_eof = on_input_eof,
+	.encrypt = encrypt,
+	.finish = finish,
+	.resumed = resumed,
+	.free = filter_free,
+};
+
+/* OpenSSL's question about a certificate. */
+static int on_verify(int preverified, X509_STORE_CTX *store)
+{
+	SSL *ssl = X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
+	struct tls_filter *f = SSL_get_app_data(ssl);
+	int error = X509_STORE_CTX_get_error(store);
+	int answer = -1;
+
+	if (f->c->user && f->c->state != CONN_ENDING)
+		answer = f->events->on_verify(f->c, X509_STORE_CTX_get_current_cert(store), preverified, X509_STORE_CTX_get_error_depth(store),
+			X509_verify_cert_error_string(error));
+	if (answer == 1)
+		X509_STORE_CTX_set_error(store, X509_V_OK);
+	else if (answer == 0 && error == X509_V_OK)
+		X509_STORE_CTX_set_error(store, X509_V_ERR_APPLICATION_VERIFICATION);
+	return answer < 0 ? preverified : answer;
+}
+
+/* Is it an address in numbers? */
+static bool is_address(const char *host)
+{
+	unsigned char buffer[sizeof(struct in6_addr)];
+
+	return inet_pton(AF_INET, host, buffer) == 1 || inet_pton(AF_INET6, host, buffer) == 1;
+}
+
+/* Whom a client asks for and whom it accepts. */
+static void set_names(struct tls_filter *f, const char *hostname)
+{
+	const char *asked = f->context->sni_hostname ? f->context->sni_hostname : hostname;
+	const char *wanted = f->context->verify_hostname ? f->context->verify_hostname : hostname;
+
+	if (asked && *asked && !is_address(asked))
+		SSL_set_tlsext_host_name(f->ssl, asked);
+	if (!f->context->verify_name || !wanted || !*wanted)
+		return;
+	if (is_address(wanted)) {
+		X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(f->ssl), wanted);
+	} else {
+		SSL_set_hostflags(f->ssl, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
+		SSL_set1_host(f->ssl, wanted);
+	}
+}
+
+/* Switches to TLS. */
+bool tls_start(struct conn *c, struct tls_context *context, const char *hostname, const struct tls_events *events)
+{
+	if (c->filter)
+		return false;
+	struct tls_filter *f = mem_zalloc(sizeof *f);
+	BIO *bio = BIO_new(bio_method(context->contexts));
+	f->c = c;
+	f->context = tls_context_ref(context);
+	f->events = events;
+	f->ssl = SSL_new(context->ctx);
+	if (!f->ssl || !bio)
+		abort(); /* want of memory */
+	BIO_set_data(bio, f);
+	BIO_set_init(bio, 1);
+	SSL_set_bio(f->ssl, bio, bio);
+	SSL_set_app_data(f->ssl, f);
+	timer_init(&f->deadline, on_deadline, f);
+	timer_init(&f->late_eof, on_late_eof, f);
+	if (context->verify)
+		SSL_set_verify(f->ssl, SSL_CTX_get_verify_mode(context->ctx), on_verify);
+	if (context->server) {
+		SSL_set_accept_state(f->ssl);
+	} else {
+		SSL_set_connect_state(f->ssl);
+		set_names(f, hostname);
+	}
+	conn_set_filter(c, &tls_filter, f);
+	return true;
+}
+
+/* The session. */
+SSL *tls_session(const struct conn *c)
+{
+	return c->filter == &tls_filter ? filter_of(c)->ssl : NULL;
+}
+
+/* Is it up? */
+bool tls_is_up(const struct conn *c)
+{
+	return c->filter == &tls_filter && filter_of(c)->up;
+}
