@@ -123,6 +123,9 @@ int vm_call_script(lua_State *L, int arguments);
 /* Resumes a coroutine as lua_resume does, keeping track of which one runs. */
 int vm_resume(lua_State *L, lua_State *co, int arguments, int *results);
 
+/* Raises while handler files load: a reload that is refused must have had no effect, so they open and change nothing outside the VM. */
+void vm_check_open(lua_State *L);
+
 /* Counted registry references: vm_ref takes the value on top of the stack (may raise). vm_unref(LUA_NOREF) does nothing. */
 int vm_ref(lua_State *L);
 void vm_unref(struct vm *vm, int *ref);
