@@ -13,6 +13,9 @@
 #include "mem.h"
 #include "sock.h"
 
+#define SOURCE_WINDOW (256 * 1024) /* bytes that sources may have in the output, less where high_water is lower */
+#define SOURCE_LEAST 16384         /* ... but at least that */
+
 /* The symbol of an errno. */
 const char *errno_code(int error)
 {
@@ -86,16 +89,17 @@ static void account(struct conn *c)
 	struct conns *conns = c->conns;
 
 	c->wire_queued = evbuffer_get_length(c->output);
-	size_t now = c->wire_queued + (c->plain ? evbuffer_get_length(c->plain) : 0);
-	conns->queued = conns->queued - c->queued + now;
+	size_t now = c->wire_queued + (c->plain ? evbuffer_get_length(c->plain) : 0) + c->behind;
+	conns->queued = conns->queued - c->held + (now - c->weightless);
 	c->queued = now;
+	c->held = now - c->weightless;
 	conns->loop->stats->bytes_queued = conns->queued;
 }
 
 /* Sends FIN once, when it was asked for and all is written; a filter has its last word before it. */
 static void send_fin(struct conn *c)
 {
-	if (c->shut || c->queued)
+	if (c->shut || c->queued || c->sources)
 		return;
 	if (c->filter && !c->filter_finished) {
 		c->filter_finished = true;
@@ -115,20 +119,146 @@ static void send_fin(struct conn *c)
 	}
 }
 
+/* Lets the filter take what was sent. */
+static void encrypt(struct conn *c)
+{
+	if (!c->filter)
+		return;
+	c->filter->encrypt(c);
+	account(c);
+	if (evbuffer_get_length(c->plain))
+		return;
+	for (struct conn_source *s = c->sources; s && s->made; s = s->next)
+		if (!s->placed) {
+			s->placed = true;
+			s->last = c->bytes_out + c->wire_queued;
+		}
+}
+
+/* One source has made all that it had: what was sent since follows it. */
+static void source_made(struct conn *c, struct conn_source *s, struct evbuffer *to)
+{
+	if (!c->filter) {
+		s->placed = true;
+		s->last = c->bytes_out + evbuffer_get_length(c->output);
+	}
+	if (s->behind) {
+		c->behind -= evbuffer_get_length(s->behind);
+		evbuffer_add_buffer(to, s->behind);
+		evbuffer_free(s->behind);
+		s->behind = NULL;
+	}
+	c->filling = s->next;
+}
+
+/* Lets sources add to the output as far as there is room. */
+static void fill(struct conn *c)
+{
+	size_t window = c->flow.high_water < SOURCE_WINDOW ? c->flow.high_water : SOURCE_WINDOW;
+	struct evbuffer *to = c->filter ? c->plain : c->output;
+	struct conn_source *s;
+
+	if (window < SOURCE_LEAST)
+		window = SOURCE_LEAST;
+	while ((s = c->filling) && c->state != CONN_ENDING && !c->write_error) {
+		size_t ahead = c->queued - c->behind, before = evbuffer_get_length(to);
+		if (ahead > window / 2)
+			break;
+		if (!s->begun)
+			s->first = c->bytes_out + evbuffer_get_length(c->output);
+		s->fill(c, s, to, window - ahead);
+		s->begun = true;
+		if (c->state == CONN_ENDING)
+			return;
+		if (!c->filter)
+			s->last = c->bytes_out + evbuffer_get_length(c->output);
+		if (s->weightless)
+			c->weightless += evbuffer_get_length(to) - before;
+		if (s->made)
+			source_made(c, s, to);
+		account(c);
+		if (c->state == CONN_FLUSHING)
+			timer_start(c->conns->loop, &c->deadline, c->flow.linger_timeout_ns);
+	}
+}
+
+/* Adds what sources have and lets the filter take it. */
+static void prepare(struct conn *c)
+{
+	if (c->filling)
+		fill(c);
+	if (c->state != CONN_ENDING)
+		encrypt(c);
+}
+
+/* The kernel has taken bytes, up to bytes_out from `before` on: those of sources are told apart, sources that are through end. */
+static void settle_sources(struct conn *c, uint64_t before)
+{
+	for (struct conn_source *s = c->sources; s && s->begun; s = s->next) {
+		uint64_t from = s->first > before ? s->first : before, to = s->last < c->bytes_out ? s->last : c->bytes_out;
+		if (s->weightless && to > from)
+			c->weightless -= to - from;
+		if (!s->placed || s->last > c->bytes_out)
+			break;
+	}
+	account(c);
+}
+
+/* Ends the first source. */
+static void end_source(struct conn *c, const char *code, const char *why)
+{
+	struct conn_source *s = c->sources;
+
+	c->sources = s->next;
+	if (!c->sources)
+		c->last_source = NULL;
+	if (c->filling == s)
+		c->filling = s->next;
+	if (s->behind) {
+		c->behind -= evbuffer_get_length(s->behind);
+		evbuffer_free(s->behind);
+	}
+	s->on_end(c, s, code, why);
+}
+
+/* Ends the sources that are through. */
+static void end_sources(struct conn *c)
+{
+	while (c->sources && c->sources->placed && c->sources->last <= c->bytes_out && c->state != CONN_ENDING)
+		end_source(c, NULL, NULL);
+}
+
+/* A write has moved nothing: ends a connection whose sources cannot give what is in the output. */
+static bool sources_broken(struct conn *c)
+{
+	for (struct conn_source *s = c->sources; s && s->begun; s = s->next)
+		if (s->broken(s)) {
+			conn_end(c, "EIO", CONN_CUT_SHORT);
+			return true;
+		}
+	return false;
+}
+
 /* Accounts for what a write took away, and does what waits for it. */
 static void wrote(struct conn *c)
 {
 	size_t n = c->wire_queued - evbuffer_get_length(c->output);
 	struct conns *conns = c->conns;
 
-	account(c);
 	if (n) {
 		c->bytes_out += n;
 		conns->loop->stats->bytes_out += n;
 		c->last_io_ns = loop_now(conns->loop);
 	}
+	settle_sources(c, c->bytes_out - n);
 	if (c->state == CONN_ENDING)
 		return;
+	if (c->sources) {
+		prepare(c);
+		end_sources(c);
+		if (c->state == CONN_ENDING)
+			return;
+	}
 	if (c->shut_asked)
 		send_fin(c);
 	if (c->full && c->queued <= c->flow.low_water && c->state == CONN_OPEN) {
@@ -136,7 +266,7 @@ static void wrote(struct conn *c)
 		if (c->user)
 			c->events->on_drained(c);
 	}
-	if (n && !c->queued && c->state == CONN_OPEN && c->user && c->events->on_flushed)
+	if (n && !c->queued && !c->sources && c->state == CONN_OPEN && c->user && c->events->on_flushed)
 		c->events->on_flushed(c);
 }
 
@@ -147,6 +277,10 @@ static void drop_output(struct conn *c)
 	evbuffer_drain(c->output, evbuffer_get_length(c->output));
 	if (c->plain)
 		evbuffer_drain(c->plain, evbuffer_get_length(c->plain));
+	for (struct conn_source *source = c->sources; source; source = source->next)
+		if (source->behind)
+			evbuffer_drain(source->behind, evbuffer_get_length(source->behind));
+	c->weightless = c->behind = 0;
 	account(c);
 }
 
@@ -167,21 +301,12 @@ static void write_failed(struct conn *c, int error)
 	watch(c);
 }
 
-/* Lets the filter take what was sent. */
-static void encrypt(struct conn *c)
-{
-	if (!c->filter)
-		return;
-	c->filter->encrypt(c);
-	account(c);
-}
-
 /* The turn's end for one dirty connection: one write. */
 static void flush(struct conn *c)
 {
 	if (c->state == CONN_ENDING || c->paused || c->writing || c->fd < 0 || c->write_error)
 		return;
-	encrypt(c);
+	prepare(c);
 	if (c->state == CONN_ENDING)
 		return;
 	if (c->wire_queued) {
@@ -192,6 +317,8 @@ static void flush(struct conn *c)
 			write_failed(c, error);
 			return;
 		}
+		if (n == 0 && c->sources && sources_broken(c)) /* else it is sendfile's way of saying EAGAIN */
+			return;
 	}
 	wrote(c);
 	if (c->state != CONN_ENDING)
@@ -216,8 +343,15 @@ static void on_bev_write(struct bufferevent *bev, void *data)
 static void on_bev_event(struct bufferevent *bev, short what, void *data)
 {
 	int error = errno;
+	struct conn *c = data;
 
 	(void)bev;
+	if ((what & BEV_EVENT_EOF) && c->sources) { /* sendfile has moved nothing */
+		c->writing = false;
+		if (c->state != CONN_ENDING && !sources_broken(c))
+			watch(c);
+		return;
+	}
 	if (what & (BEV_EVENT_ERROR | BEV_EVENT_EOF))
 		write_failed(data, error ? error : EPIPE);
 }
@@ -375,7 +509,7 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 		start_flushing(c);
 		return;
 	}
-	if (c->queued || c->shut_asked || c->filter)
+	if (c->queued || c->shut_asked || c->filter || c->sources)
 		mark_dirty(c);
 	watch(c);
 }
@@ -386,12 +520,22 @@ static void enforce_max_queued(struct conns *conns)
 	struct conn *longest = NULL;
 
 	for (struct conn *c = conns->all; c; c = c->next)
-		if (c->state != CONN_ENDING && (!longest || c->queued > longest->queued))
+		if (c->state != CONN_ENDING && (!longest || c->held > longest->held))
 			longest = c;
 	if (longest) {
 		conns->loop->stats->limits_met++;
 		conn_end(longest, "ELIMIT", "outbound limit of the process");
 	}
+}
+
+/* Where bytes wait that were sent after a source that has not made all of it yet. */
+static struct evbuffer *behind_sources(struct conn *c)
+{
+	struct conn_source *last = c->last_source;
+
+	if (!last->behind && !(last->behind = evbuffer_new()))
+		abort();
+	return last->behind;
 }
 
 /* Queues bytes for the turn's end. */
@@ -407,17 +551,21 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 		return SEND_CLOSED;
 	if (length == 0)
 		return c->full ? SEND_FULL : SEND_OK;
-	if (length > c->flow.max_outbound || c->queued > c->flow.max_outbound - length) {
+	if (length > c->flow.max_outbound || c->held > c->flow.max_outbound - length) {
 		conns->loop->stats->limits_met++;
 		conn_end(c, "ELIMIT", "outbound limit");
 		return SEND_CLOSED;
 	}
-	if (evbuffer_add(c->filter ? c->plain : c->output, bytes, length) < 0) {
+	struct evbuffer *to = c->filling ? behind_sources(c) : c->filter ? c->plain : c->output;
+	if (evbuffer_add(to, bytes, length) < 0) {
 		conn_end_errno(c, ENOMEM);
 		return SEND_CLOSED;
 	}
 	c->queued += length;
-	if (!c->filter)
+	c->held += length;
+	if (c->filling)
+		c->behind += length;
+	else if (!c->filter)
 		c->wire_queued += length;
 	conns->queued += length;
 	conns->loop->stats->bytes_queued = conns->queued;
@@ -433,12 +581,32 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 	return c->full ? SEND_FULL : SEND_OK;
 }
 
+/* Queues a source. */
+enum send_result conn_send_source(struct conn *c, struct conn_source *s)
+{
+	if (!conn_usable(c) || c->write_error)
+		return SEND_CLOSED;
+	if (c->shut_asked)
+		return SEND_SHUT;
+	s->next = NULL;
+	if (c->last_source)
+		c->last_source->next = s;
+	else
+		c->sources = s;
+	c->last_source = s;
+	if (!c->filling)
+		c->filling = s;
+	if (!c->writing)
+		mark_dirty(c);
+	return c->full ? SEND_FULL : SEND_OK;
+}
+
 /* Close after writing. */
 void conn_finish(struct conn *c, const char *code, const char *why)
 {
 	if (!conn_usable(c))
 		return;
-	if (!c->queued && (c->state == CONN_CONNECTING || (c->eof && !c->filter))) {
+	if (!c->queued && !c->sources && (c->state == CONN_CONNECTING || (c->eof && !c->filter))) {
 		conn_end(c, code, why); /* nothing to flush, and nobody to wait for */
 		return;
 	}
@@ -582,6 +750,8 @@ static void reap(struct conn *c)
 {
 	struct conns *conns = c->conns;
 
+	while (c->sources)
+		end_source(c, c->end_code, c->end_why);
 	if (c->user)
 		c->events->on_end(c);
 	if (c->reading != READING_OFF)
@@ -599,7 +769,7 @@ static void reap(struct conn *c)
 		account(c);
 	}
 	bufferevent_setcb(c->bev, NULL, NULL, NULL, NULL);
-	conns->queued -= c->queued;
+	conns->queued -= c->held;
 	conns->loop->stats->bytes_queued = conns->queued;
 	bufferevent_free(c->bev);
 	if (c->fd >= 0)

@@ -155,8 +155,19 @@ static void release(struct lua_conn *lc)
 	vm_unref(vm, &lc->subject.self_ref); /* lc may be collected from now on */
 }
 
+/* Pushes what send_data returns. */
+int lua_conn_push_sent(lua_State *L, enum send_result result)
+{
+	switch (result) {
+	case SEND_CLOSED: return arg_failure(L, "ENOTCONN", "closed");
+	case SEND_SHUT: return arg_failure(L, "EPIPE", "closed for writing");
+	case SEND_UNABLE: return arg_failure(L, "EOPNOTSUPP", "a watch carries no bytes");
+	default: lua_pushboolean(L, result == SEND_OK); return 1;
+	}
+}
+
 /* Pushes self and the method of that name; false if there is none (nothing is pushed then). */
-static bool push_method(lua_State *L, struct lua_conn *lc, const char *name)
+bool lua_conn_push_method(lua_State *L, struct lua_conn *lc, const char *name)
 {
 	lua_rawgeti(L, LUA_REGISTRYINDEX, lc->subject.self_ref);
 	if (lua_getfield(L, -1, name) == LUA_TNIL) {
@@ -172,7 +183,7 @@ static int plain_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
-	if (push_method(L, e->lc, e->call.callback))
+	if (lua_conn_push_method(L, e->lc, e->call.callback))
 		return vm_call_script(L, 1);
 	e->missing = true;
 	return 0;
@@ -214,7 +225,7 @@ static int data_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
-	if (!push_method(L, e->lc, "receive_data"))
+	if (!lua_conn_push_method(L, e->lc, "receive_data"))
 		return 0;
 	lua_pushlstring(L, e->bytes, e->length);
 	return vm_call_script(L, 2);
@@ -256,7 +267,11 @@ static void on_drained(struct conn *c)
 {
 	struct event_call e = {0};
 
-	enter(c->user, "drained", plain_body, &e);
+	struct lua_conn *lc = c->user;
+
+	enter(lc, "drained", plain_body, &e);
+	if (lc->has_listeners && c->state == CONN_OPEN) /* em's own: IOStreamer's */
+		enter(lc, "drained", emit_body, &e);
 }
 
 /* All output is with the kernel. */
@@ -284,7 +299,7 @@ static int unbind_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
-	if (!push_method(L, e->lc, "unbind"))
+	if (!lua_conn_push_method(L, e->lc, "unbind"))
 		return 0;
 	push_end(L, e->lc->c);
 	return vm_call_script(L, 3);
@@ -387,7 +402,7 @@ static int verify_body(lua_State *L)
 {
 	struct verify_call *v = lua_touserdata(L, 1);
 
-	if (!push_method(L, v->event.lc, "ssl_verify_peer"))
+	if (!lua_conn_push_method(L, v->event.lc, "ssl_verify_peer"))
 		return 0;
 	v->answer = 0; /* an error refuses */
 	lua_pushlstring(L, v->pem, v->length);
@@ -438,7 +453,7 @@ static int initialize_body(lua_State *L)
 {
 	struct begin_call *b = lua_touserdata(L, 1);
 
-	if (!push_method(L, b->event.lc, "initialize"))
+	if (!lua_conn_push_method(L, b->event.lc, "initialize"))
 		return 0;
 	int count = b->args_ref == LUA_NOREF ? 0 : b->count, table = 0;
 	luaL_checkstack(L, count + 4, "too many arguments");

@@ -10,6 +10,7 @@
 
 #include "lua_arg.h"
 #include "lua_conn.h"
+#include "lua_file.h"
 #include "lua_handler.h"
 #include "lua_methods.h"
 #include "lua_net.h"
@@ -281,6 +282,7 @@ static int open_vm(lua_State *L)
 	lua_net_open(L);
 	lua_timer_open(L);
 	lua_tls_open(L);
+	lua_file_open(L);
 	lua_sys_open(L);
 	lua_pushliteral(L, VERSION);
 	lua_setfield(L, 1, "VERSION");

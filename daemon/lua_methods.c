@@ -55,12 +55,7 @@ static int l_send_data(lua_State *L)
 		const char *bytes = lua_tolstring(L, i, &length);
 		result = conn_send(c, bytes, length);
 	}
-	if (result == SEND_CLOSED)
-		return closed(L);
-	if (result == SEND_SHUT)
-		return arg_failure(L, "EPIPE", "closed for writing");
-	lua_pushboolean(L, result == SEND_OK);
-	return 1;
+	return lua_conn_push_sent(L, result);
 }
 
 /* close_connection([after_writing]) */

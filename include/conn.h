@@ -47,6 +47,28 @@ struct conn_filter {
 	void (*free)(struct conn *c);
 };
 
+/*
+ * Output that is made when there is room for it, such as a file's. It has its place in the order of sending: what is sent after it waits
+ * behind it. A part of its maker's struct, which lives until on_end.
+ */
+struct conn_source {
+	/* Adds at most about that many bytes; makes it known with made that these were the last. Ends c where it cannot go on. */
+	void (*fill)(struct conn *c, struct conn_source *s, struct evbuffer *to, size_t room);
+	bool (*broken)(struct conn_source *s); /* can it not keep to what it has added? Asked when a write moves nothing */
+	/* All of it is with the kernel (why NULL), or c ends with that code (NULL: orderly) and why. Once, last; frees s. */
+	void (*on_end)(struct conn *c, struct conn_source *s, const char *code, const char *why);
+	bool weightless;        /* what it adds takes no memory; set before it adds the first byte */
+	bool begun, made;       /* it was asked; it has added all */
+	/* The rest is conn's. */
+	bool placed;            /* last is final */
+	uint64_t first, last;   /* its bytes in the count of bytes_out: from, up to */
+	struct evbuffer *behind; /* sent since, until it is made; NULL: nothing */
+	struct conn_source *next;
+};
+
+/* Why a connection ends whose file did not keep to its length: with EIO. */
+#define CONN_CUT_SHORT "a file was cut short while it was streamed"
+
 enum conn_state { CONN_CONNECTING, CONN_OPEN, CONN_FLUSHING, CONN_LINGERING, CONN_ENDING };
 
 /* What conn_send answers. */
@@ -55,6 +77,7 @@ enum send_result {
 	SEND_FULL,   /* queued, above high water: wait for on_drained */
 	SEND_CLOSED, /* not queued: closing or closed */
 	SEND_SHUT,   /* not queued: our side was closed for writing */
+	SEND_UNABLE, /* not queued: it stands for a watch and carries no bytes */
 };
 
 /* How the descriptor is watched for input. */
@@ -87,8 +110,13 @@ struct conn {
 	uint64_t last_io_ns;         /* when a byte last moved */
 	uint64_t opened_ns;
 	uint64_t bytes_in, bytes_out;
-	size_t queued;               /* bytes in output and plain */
+	size_t queued;               /* bytes in output and plain, and behind sources */
 	size_t wire_queued;          /* of them in output */
+	size_t weightless;           /* of those the ones that take no memory */
+	size_t held;                 /* bytes queued that do take memory */
+	size_t behind;               /* bytes behind sources */
+	struct conn_source *sources, *last_source; /* in the order of sending, until all of each is with the kernel */
+	struct conn_source *filling; /* the first that is not made, NULL: none */
 	struct timer idle;           /* checks last_io_ns, re-arms for the rest */
 	struct timer deadline;       /* connecting, or flushing and lingering */
 	const char *end_code;        /* symbol such as "ECONNRESET", NULL for an orderly end; static */
@@ -123,6 +151,11 @@ void conn_open(struct conn *c, int fd, const struct addr *peer);
 
 /* Queues bytes (copied). Over max_outbound the connection ends with ELIMIT. */
 enum send_result conn_send(struct conn *c, const void *bytes, size_t length);
+
+/* Queues a source, which c has until its on_end; not if the answer is SEND_CLOSED or SEND_SHUT. Its bytes count as queued as far as
+ * they are in the output (at most 256 KiB), but against no limit where they take no memory. While sources are left, the linger time
+ * begins anew with each piece. */
+enum send_result conn_send_source(struct conn *c, struct conn_source *s);
 
 /* Flushes, sends FIN, discards input until the peer's EOF, ends; no longer than the linger time. Refuses sends from now on.
  * code and why as in conn_end. */

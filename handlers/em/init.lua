@@ -33,6 +33,8 @@ EventEmitter.include(core.Server)
 
 core.set_emit(EventEmitter.emit)
 
+require "em.streamer" (em)
+
 --- Runs fn now if the loop runs, else with the loop's first turn.
 function em.schedule(fn)
   if core.loading() then
