@@ -46,10 +46,11 @@ static void on_readable(evutil_socket_t fd, short what, void *data);
 /*
  * Makes libevent watch what c's state calls for. Data is watched level-triggered. A connection that may not read is watched
  * edge-triggered for errors alone, and not beside a level-triggered write event: libevent takes no mixture on one descriptor.
+ * Writing is watched for what the turn's end has left over.
  */
 static void watch(struct conn *c)
 {
-	bool write = !c->paused && c->queued && c->fd >= 0 && !c->write_error && c->state < CONN_LINGERING;
+	bool write = !c->paused && c->queued && !c->dirty && c->fd >= 0 && !c->write_error && c->state < CONN_LINGERING;
 	enum conn_reading read = READING_OFF;
 
 	if (c->fd < 0 || c->state == CONN_CONNECTING || c->state == CONN_ENDING)
@@ -80,7 +81,7 @@ static void watch(struct conn *c)
 	c->writing = write;
 }
 
-/* Sends FIN once, when it was asked for and all is written. */
+/* Sends FIN once, when it was asked for and all is written. With both sides closed nothing is left to happen. */
 static void send_fin(struct conn *c)
 {
 	if (c->shut || c->queued)
@@ -91,6 +92,8 @@ static void send_fin(struct conn *c)
 		c->state = CONN_LINGERING;
 		if (c->eof || !c->is_socket)
 			conn_end(c, c->end_code, c->end_why);
+	} else if (c->eof) {
+		conn_end(c, NULL, "eof");
 	}
 }
 
@@ -204,6 +207,8 @@ static void got_eof(struct conn *c)
 			else
 				conn_finish(c, NULL, "eof");
 		}
+		if (c->state == CONN_OPEN && c->shut)
+			conn_end(c, NULL, "eof");
 	}
 }
 
@@ -295,8 +300,8 @@ static void start_flushing(struct conn *c)
 {
 	c->state = CONN_FLUSHING;
 	timer_start(c->conns->loop, &c->deadline, c->flow.linger_timeout_ns);
-	watch(c);
 	mark_dirty(c);
+	watch(c);
 }
 
 /* The descriptor is there. */
@@ -318,7 +323,7 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	bufferevent_setfd(c->bev, fd);
 	if (c->is_socket && c->peer.any.sa_family != AF_UNIX) {
 		sock_nodelay(fd, c->flow.nodelay);
-		if (c->flow.keepalive >= 0 && sock_keepalive(fd, true, c->flow.keepalive, 0, 0) < 0)
+		if (c->flow.keepalive >= 0 && sock_keepalive(fd, true, c->flow.keepalive, c->flow.keepalive_interval, c->flow.keepalive_count) < 0)
 			conn_end_errno(c, errno);
 	}
 	if (c->flow.idle_timeout_ns)
@@ -358,7 +363,7 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 	if (c->write_error) /* it will end as soon as its input has been read */
 		return SEND_CLOSED;
 	if (length == 0)
-		return c->full ? SEND_FULL : SEND_OK;
+		return c->queued > c->flow.high_water ? SEND_FULL : SEND_OK;
 	if (length > c->flow.max_outbound || c->queued > c->flow.max_outbound - length) {
 		conns->loop->stats->limits_met++;
 		conn_end(c, "ELIMIT", "outbound limit");
@@ -373,14 +378,15 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 	conns->loop->stats->bytes_queued = conns->queued;
 	if (!c->writing)
 		mark_dirty(c);
-	if (c->queued > c->flow.high_water)
-		c->full = true;
 	if (conns->queued > conns->max_queued) {
 		enforce_max_queued(conns);
 		if (c->state == CONN_ENDING)
 			return SEND_CLOSED;
 	}
-	return c->full ? SEND_FULL : SEND_OK;
+	if (c->queued <= c->flow.high_water)
+		return SEND_OK;
+	c->full = true;
+	return SEND_FULL;
 }
 
 /* Close after writing. */
@@ -401,7 +407,8 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 		start_flushing(c);
 }
 
-/* Marks the end; all that still could call back is taken from the loop now. */
+/* Marks the end; all that still could call back is taken from the loop now. What was not sent goes at once, not with the rest: until
+ * the turn's end it would count against the others. */
 void conn_end(struct conn *c, const char *code, const char *why)
 {
 	struct conns *conns = c->conns;
@@ -411,6 +418,7 @@ void conn_end(struct conn *c, const char *code, const char *why)
 	c->state = CONN_ENDING;
 	c->end_code = code;
 	c->end_why = why;
+	drop_output(c);
 	c->next_ending = NULL;
 	*conns->ending_end = c;
 	conns->ending_end = &c->next_ending;
@@ -450,6 +458,10 @@ void conn_pause(struct conn *c)
 {
 	if (c->paused || !conn_usable(c))
 		return;
+	if (c->write_error) { /* its end was left to a reader that stops now */
+		conn_end_errno(c, c->write_error);
+		return;
+	}
 	c->paused = true;
 	watch(c);
 }
@@ -460,8 +472,19 @@ void conn_resume(struct conn *c)
 	if (!c->paused || !conn_usable(c))
 		return;
 	c->paused = false;
-	watch(c);
 	mark_dirty(c);
+	watch(c);
+}
+
+/* The socket's pending error, which the kernel tells once only: the end is told it all the same. */
+int conn_error(struct conn *c)
+{
+	if (c->write_error)
+		return c->write_error;
+	int error = c->fd >= 0 ? sock_error(c->fd) : 0;
+	if (error)
+		write_failed(c, error);
+	return error;
 }
 
 /* Sets the idle limit; it counts from the last byte. */
@@ -476,8 +499,12 @@ void conn_set_idle_timeout(struct conn *c, uint64_t timeout_ns)
 /* Sets the limit of connecting. */
 void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns)
 {
-	if (c->state == CONN_CONNECTING)
+	if (c->state != CONN_CONNECTING)
+		return;
+	if (timeout_ns)
 		timer_start(c->conns->loop, &c->deadline, timeout_ns);
+	else
+		timer_stop(c->conns->loop, &c->deadline);
 }
 
 /* Sets the marks of back-pressure. */

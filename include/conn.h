@@ -125,8 +125,11 @@ void conn_pause(struct conn *c);
 void conn_resume(struct conn *c);
 
 void conn_set_idle_timeout(struct conn *c, uint64_t timeout_ns);    /* 0: none */
-void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns); /* while connecting; from now */
+void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns); /* while connecting; from now; 0: none */
 bool conn_set_watermarks(struct conn *c, size_t low, size_t high) __attribute__((warn_unused_result));
+
+/* The errno that the socket has pending, 0 if none. The connection's end is told it too. */
+int conn_error(struct conn *c);
 
 /* Is it still good for sending? */
 static inline bool conn_usable(const struct conn *c)
