@@ -619,9 +619,10 @@ int service_run(const struct service_options *options)
 	struct problems problems = {0};
 	char *why = NULL;
 	struct config *config = read_config(options, &problems);
-	bool started = false, to_file = config && config->log_file;
+	bool started = false, to_file = false;
 
 	if (config && apply_log(config, &problems)) {
+		to_file = config->log_file != NULL;
 		if (!runtime_open(&s.runtime, config, &why)) {
 			problems_add(&problems, "%s", why);
 			free(why);
