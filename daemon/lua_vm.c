@@ -181,6 +181,7 @@ static int describe_failure(lua_State *L)
 {
 	struct failure *f = lua_touserdata(L, 1);
 	struct vm *vm = vm_of(L);
+	lua_Debug frame;
 
 	if (f->status == LUA_YIELD) {
 		lua_pushstring(L, vm->overrun ? overrun_message : "attempt to yield from outside a coroutine");
@@ -188,7 +189,8 @@ static int describe_failure(lua_State *L)
 		lua_xmove(f->co, L, 1);
 		error_text(L);
 	}
-	luaL_traceback(L, f->co, lua_tostring(L, -1), 0);
+	if (lua_getstack(f->co, 1, &frame)) /* above our own function: a script had its part in it */
+		luaL_traceback(L, f->co, lua_tostring(L, -1), 0);
 	f->text = mem_strdup(lua_tostring(L, -1));
 	return 0;
 }
