@@ -183,8 +183,10 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 	int fd = sock_listen(&a, conf->backlog, conf->reuse_port, conf->mode);
 	if (fd < 0) {
 		int saved = errno;
+		bool low = saved == EACCES && conf->url.scheme == SCHEME_TCP && conf->url.port < 1024;
 		*why = saved == EEXIST ? mem_printf("listen %s: the path exists and is no socket", conf->url_text)
-				       : mem_printf("listen %s: %s", conf->url_text, errno_text(saved));
+				       : mem_printf("listen %s: %s%s", conf->url_text, errno_text(saved),
+						 low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
 		errno = saved;
 		return NULL;
 	}

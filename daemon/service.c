@@ -181,7 +181,9 @@ static struct listener **open_ports(struct service *s, const struct config *conf
 		}
 		open[i] = p ? p->l : listener_open(s->runtime.loop, conf, lua_net_on_accept, NULL, &why);
 		if (!open[i]) {
-			problems_add_at(problems, conf->file, conf->line, "%s", why);
+			bool gave_up = errno == EACCES && s->newest && config->user;
+			problems_add_at(problems, conf->file, conf->line, "%s%s", why,
+				gave_up ? ": the daemon has given up its rights, restart it" : "");
 			free(why);
 		}
 	}
