@@ -21,7 +21,7 @@ function x.path(name) return %q .. "/" .. name end
 function x.say(...)
   local words = table.pack(...)
   for i = 1, words.n do words[i] = tostring(words[i]) end
-  em.log.info("%%s", "@" .. table.concat(words, " ") .. "@")
+  em.log.info("%%s", "{{" .. table.concat(words, " ") .. "}}")
 end
 return x
 ]]
@@ -54,7 +54,7 @@ Serve.__index = Serve
 -- All that was said so far, as a list.
 function Serve:said()
   local list = {}
-  for line in self.d:log():gmatch("@([^\n]*)@") do table.insert(list, line) end
+  for line in self.d:log():gmatch("{{([^\n]-)}}") do table.insert(list, line) end
   return list
 end
 
