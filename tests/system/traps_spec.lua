@@ -61,7 +61,7 @@ describe("the trap", function()
       c:send "now"
       local bytes, why = c:receive_all()
       assert.equal(name == "after_writing" and "bye" or "", bytes)
-      assert.equal("closed", why) -- LuaSec: an end without goodbye would be an error
+      assert.is_true(why == nil or why == "closed", why) -- LuaSec: an end without goodbye is another error
       c:close()
       d:stop()
     end
