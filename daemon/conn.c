@@ -560,7 +560,7 @@ void conn_set_filter(struct conn *c, const struct conn_filter *filter, void *dat
 void conn_wire_changed(struct conn *c)
 {
 	account(c);
-	if (c->wire_queued && !c->writing && c->state != CONN_ENDING)
+	if ((c->queued || c->shut_asked) && !c->writing && c->state != CONN_ENDING)
 		mark_dirty(c);
 }
 
