@@ -458,7 +458,7 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 {
 	if (!conn_usable(c))
 		return;
-	if (!c->queued && (c->state == CONN_CONNECTING || (c->eof && !c->filter))) {
+	if (!c->queued && (c->state == CONN_CONNECTING || (c->eof && (!c->filter || c->filter_finished)))) {
 		conn_end(c, code, why); /* nothing to flush, and nobody to wait for */
 		return;
 	}
