@@ -426,6 +426,13 @@ bool vm_enter(struct vm *vm, struct vm_call *call)
 	return false;
 }
 
+/* Nothing is opened while handlers load. */
+void vm_check_open(lua_State *L)
+{
+	if (vm_of(L)->loading)
+		luaL_error(L, "nothing can be opened while handlers load: do it in em.next_tick(fn) or em.run(fn)");
+}
+
 /* Takes a counted reference. */
 int vm_ref(lua_State *L)
 {

@@ -130,6 +130,8 @@ int vm_resume(lua_State *L, lua_State *co, int arguments, int *results);
 /* Closes the pending variables of a coroutine that ended with an error and returns its status, the error being on co. Not under overrun:
  * an error that the time limit's hook has raised leaves hooks off, so that there would be no limit. */
 int vm_reset(lua_State *L, lua_State *co);
+/* Raises while handler files load: a reload that is refused must have had no effect, so they open and change nothing outside the VM. */
+void vm_check_open(lua_State *L);
 
 /* Counted registry references: vm_ref takes the value on top of the stack (may raise). vm_unref(LUA_NOREF) does nothing. */
 int vm_ref(lua_State *L);
