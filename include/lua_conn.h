@@ -26,6 +26,7 @@ struct lua_conn_names {
 struct lua_conn {
 	struct vm_subject subject;  /* self_ref: the instance, LUA_NOREF once unbound */
 	struct vm *vm;
+	int handle_ref;             /* registry: this handle, for as long as self_ref is held */
 	struct conn *c;             /* NULL once unbound */
 	struct conn *again;         /* made by reconnect within unbind; takes c's place */
 	struct connector *connector; /* while connecting */
@@ -56,6 +57,9 @@ struct lua_conn *lua_conn_test(lua_State *L, int index);
 
 /* A new instance of the class whose metatable lies at meta (a stack index), pushed; its handle has a connection without descriptor. */
 struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow);
+
+/* Keeps the instance at a stack index (absolute) and its handle lc from being collected until the end of a connection; may raise. */
+void lua_conn_hold(lua_State *L, struct lua_conn *lc, int instance);
 
 /* Gives a handle that is in its unbind, or past it and held by self_ref again, a new connection without descriptor. */
 void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);
