@@ -59,7 +59,6 @@ done
 fresh tmpfs /dev/shm
 fresh devpts /dev/pts -o newinstance,ptmxmode=0666
 ln -s pts/ptmx "$root/dev/ptmx"
-ip link set lo up
 
 # Nothing of this machine's own services, nor what would turn the knobs of the kernel that both share: one target with one unit, after
 # whose end the machine goes down.

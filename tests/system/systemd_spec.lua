@@ -35,7 +35,7 @@ check 'starts' 0 $?
 check 'is ready when start returns' 'hello' "$(say 8081 hello)"
 check 'is active' active "$(show ActiveState)"
 check 'tells its status' 'Serving, generation 1' "$(show StatusText)"
-check 'runs as its user' reactord "$(ps -o user= -p "$(show MainPID)")"
+check 'runs as its user' reactord "$(stat -c %U "/proc/$(show MainPID)")"
 check 'has a port below 1024' low "$(say 7 low)"
 check 'has a socket in /run/reactord' unix "$(say /run/reactord/echo.sock unix)"
 
