@@ -13,6 +13,8 @@
 #include "mem.h"
 #include "sock.h"
 
+#define MAX_WRITE (1024 * 1024) /* bytes that one connection may hand to the kernel in one pass */
+
 /* The symbol of an errno. */
 const char *errno_code(int error)
 {
@@ -341,6 +343,7 @@ struct conn *conn_new(struct conns *conns, const struct flow *flow, const struct
 	bufferevent_disable(c->bev, EV_WRITE); /* or each append would arm the poller */
 	bufferevent_setcb(c->bev, NULL, on_bev_write, on_bev_event, c);
 	bufferevent_setwatermark(c->bev, EV_WRITE, SIZE_MAX, 0); /* told of every write, however much is left */
+	bufferevent_set_max_single_write(c->bev, MAX_WRITE);     /* libevent's 16 KiB cost a third of the speed in bulk */
 	c->output = bufferevent_get_output(c->bev);
 	timer_init(&c->idle, on_idle, c);
 	timer_init(&c->deadline, on_deadline, c);

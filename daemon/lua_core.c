@@ -36,8 +36,9 @@ static int l_stop(lua_State *L)
 	lua_Integer status = 0;
 
 	if (!lua_isnoneornil(L, 1)) {
-		luaL_checktype(L, 1, LUA_TTABLE);
+		static const char *const names[] = {"drain", "status", NULL};
 		lua_settop(L, 1);
+		arg_options(L, 1, names);
 		if (lua_getfield(L, 1, "drain") != LUA_TNIL) {
 			luaL_argcheck(L, lua_isnumber(L, 2) && lua_tonumber(L, 2) >= 0, 1, "drain must be a number of seconds");
 			drain = lua_tonumber(L, 2);

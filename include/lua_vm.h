@@ -80,6 +80,7 @@ struct vm {
 	struct lua_conn *conns;     /* all of this VM's */
 	struct lua_server *servers;
 	struct lua_timer *timers;
+	struct lua_timer *firing;   /* the one whose function runs, NULL: none */
 	size_t conn_count, server_count, timer_count;
 	const void *conn_meta; /* identity of the handle's metatable, see lua_conn.c */
 	int connection_ref;    /* em.Connection */
