@@ -20,10 +20,10 @@ SETTINGS = problems confread_lines confread_value confread option config_schema 
 REACTOR  = loop timer sig guard
 
 # 3 wire: sockets, and connections with their queues
-WIRE     = sock tls conn file tls_filter
+WIRE     = sock adopt tls conn file tls_filter
 
 # 4 sources: what produces connections
-SOURCES  = resolver listener connector
+SOURCES  = resolver listener connector watch
 
 # 5 lua: the door into the scripts, one binding a file
 LUA      = lua_vm lua_arg lua_conn lua_methods lua_tls lua_file lua_handler lua_net lua_timer lua_sys lua_sandbox lua_core

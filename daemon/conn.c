@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -47,6 +48,21 @@ static void mark_dirty(struct conn *c)
 
 static void on_readable(evutil_socket_t fd, short what, void *data);
 
+/* The same for a descriptor that the poller refuses: it is read and written as if always ready, once in a turn. */
+static void watch_always(struct conn *c)
+{
+	struct loop *loop = c->conns->loop;
+	bool read = c->fd >= 0 && c->state != CONN_ENDING && !c->paused && !c->eof;
+
+	c->reading = read ? READING_DATA : READING_OFF;
+	if (read && !timer_waiting(c->always))
+		timer_start(loop, c->always, 0);
+	else if (!read)
+		timer_stop(loop, c->always);
+	if (c->wire_queued && !c->paused && c->state < CONN_LINGERING)
+		mark_dirty(c);
+}
+
 /*
  * Makes libevent watch what c's state calls for. Data is watched level-triggered. A connection that may not read is watched
  * edge-triggered for errors alone, and not beside a level-triggered write event: libevent takes no mixture on one descriptor.
@@ -57,11 +73,17 @@ static void watch(struct conn *c)
 	bool write = !c->paused && c->wire_queued && !c->dirty && c->fd >= 0 && !c->write_error && c->state < CONN_LINGERING;
 	enum conn_reading read = READING_OFF;
 
+	if (c->watch_only)
+		return;
+	if (c->always) {
+		watch_always(c);
+		return;
+	}
 	if (c->fd < 0 || c->state == CONN_CONNECTING || c->state == CONN_ENDING)
 		read = READING_OFF;
 	else if (!c->paused && !c->eof)
 		read = READING_DATA;
-	else if (!write && c->is_socket)
+	else if (!write && (c->is_socket || c->adopted))
 		read = READING_ERRORS;
 
 	if (!write && c->writing)
@@ -102,9 +124,9 @@ static void account(struct conn *c)
  * to happen. */
 static void send_fin(struct conn *c)
 {
-	if (c->shut || c->queued || c->sources)
+	if (c->queued || c->sources)
 		return;
-	if (c->filter && !c->filter_finished) {
+	if (!c->shut && c->filter && !c->filter_finished) {
 		c->filter_finished = true;
 		c->filter->finish(c);
 		account(c);
@@ -113,8 +135,9 @@ static void send_fin(struct conn *c)
 			return;
 		}
 	}
+	if (!c->shut)
+		shutdown(c->fd, SHUT_WR);
 	c->shut = true;
-	shutdown(c->fd, SHUT_WR);
 	if (c->state == CONN_FLUSHING) {
 		c->state = CONN_LINGERING;
 		if (c->eof || !c->is_socket)
@@ -399,6 +422,16 @@ void conn_deliver_eof(struct conn *c)
 	}
 }
 
+/* The error of a descriptor that is not read; 0 if there is none. A pipe has no more to say than that nobody reads it. */
+static int pending_error(const struct conn *c)
+{
+	struct pollfd poller = {.fd = c->fd};
+
+	if (c->is_socket)
+		return sock_error(c->fd);
+	return poll(&poller, 1, 0) == 1 && (poller.revents & POLLERR) ? EPIPE : 0;
+}
+
 /* Input, or an error on a connection that may not read. One read a pass: the others get their turn. */
 static void on_readable(evutil_socket_t fd, short what, void *data)
 {
@@ -409,7 +442,7 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 	if (c->state == CONN_ENDING)
 		return;
 	if (c->reading == READING_ERRORS) {
-		int error = sock_error(fd);
+		int error = pending_error(c);
 		if (error && c->state != CONN_OPEN && !c->unsent) /* a last word that nobody waited for */
 			conn_end(c, c->end_code, c->end_why);
 		else if (error)
@@ -430,9 +463,45 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 			c->filter->input_eof(c);
 		else
 			conn_deliver_eof(c);
+	} else if (errno == EIO && c->adopted && isatty(fd)) {
+		conn_deliver_eof(c); /* a terminal's other end has gone */
 	} else if (errno != EAGAIN && errno != EINTR) {
 		conn_end_errno(c, c->write_error ? c->write_error : errno);
 	}
+}
+
+/* A watched descriptor is ready. */
+static void on_ready(evutil_socket_t fd, short what, void *data)
+{
+	struct conn *c = data;
+
+	(void)fd;
+	if (c->state != CONN_ENDING && c->user)
+		c->events->on_ready(c, (what & EV_READ) && c->notify_readable, (what & EV_WRITE) && c->notify_writable);
+}
+
+/* Time for a descriptor that is always ready. */
+static void on_always(void *data)
+{
+	struct conn *c = data;
+
+	if (c->state == CONN_ENDING)
+		return;
+	if (c->watch_only) {
+		on_ready(c->fd, EV_READ | EV_WRITE, c);
+		if (c->state != CONN_ENDING && (c->notify_readable || c->notify_writable) && !timer_waiting(c->always))
+			timer_start(c->conns->loop, c->always, 0);
+		return;
+	}
+	on_readable(c->fd, EV_READ, c);
+	watch(c);
+}
+
+/* Remembers that the poller will not have the descriptor. */
+static void set_always(struct conn *c)
+{
+	c->always = mem_alloc(sizeof *c->always);
+	timer_init(c->always, on_always, c);
 }
 
 /* The idle limit may have passed: if a byte has moved meanwhile, wait for the rest. */
@@ -534,6 +603,113 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	watch(c);
 }
 
+/* Takes over what was adopted. */
+void conn_adopt(struct conn *c, const struct adopted *a)
+{
+	struct addr peer;
+
+	c->adopted = mem_alloc(sizeof *a);
+	*c->adopted = *a;
+	if (!a->pollable)
+		set_always(c);
+	if (!a->can_write)
+		c->shut_asked = c->shut = true;
+	if (!a->can_read)
+		c->eof = true; /* there is nothing to wait for; that nobody reads any more is noticed */
+	conn_open(c, a->fd, sock_peer(a->fd, &peer) ? &peer : NULL);
+}
+
+/* Makes it stand for a watch. */
+void conn_watch(struct conn *c, int fd)
+{
+	c->watch_only = true;
+	c->state = CONN_OPEN;
+	c->fd = fd;
+	if (fd < 0)
+		return;
+	event_assign(&c->read_event, c->conns->loop->base, fd, 0, on_ready, c);
+	if (!adopt_pollable(fd))
+		set_always(c);
+	if (!sock_peer(fd, &c->peer))
+		c->peer.length = 0;
+}
+
+/* Sets what is waited for. */
+void conn_notify(struct conn *c, bool readable, bool writable)
+{
+	short what = (short)((readable ? EV_READ : 0) | (writable ? EV_WRITE : 0));
+
+	if (c->state == CONN_ENDING || c->fd < 0 || (readable == c->notify_readable && writable == c->notify_writable))
+		return;
+	c->notify_readable = readable;
+	c->notify_writable = writable;
+	if (c->always) {
+		if (what)
+			timer_start(c->conns->loop, c->always, 0);
+		else
+			timer_stop(c->conns->loop, c->always);
+		return;
+	}
+	event_del(&c->read_event);
+	event_assign(&c->read_event, c->conns->loop->base, c->fd, what | EV_PERSIST, on_ready, c);
+	if (what && event_add(&c->read_event, NULL) < 0)
+		conn_end_errno(c, errno ? errno : EIO);
+}
+
+/* Takes everything of c that is on its descriptor from the loop. */
+static void leave_loop(struct conn *c)
+{
+	if (c->always)
+		timer_stop(c->conns->loop, c->always);
+	if (c->reading != READING_OFF && !c->always)
+		event_del(&c->read_event);
+	c->reading = READING_OFF;
+	if (c->watch_only && c->fd >= 0)
+		event_del(&c->read_event);
+	bufferevent_disable(c->bev, EV_WRITE);
+	c->writing = false;
+}
+
+/* Lets go of the descriptor. */
+int conn_detach(struct conn *c)
+{
+	if (c->state == CONN_ENDING || c->fd < 0) {
+		errno = ENOTCONN;
+		return -1;
+	}
+	if (c->filter) {
+		errno = EOPNOTSUPP;
+		return -1;
+	}
+	int fd = c->fd;
+	leave_loop(c);
+	bufferevent_setfd(c->bev, -1);
+	c->fd = -1;
+	if (c->adopted) {
+		fd = adopt_release(c->adopted);
+		free(c->adopted);
+		c->adopted = NULL;
+	}
+	conn_end(c, NULL, "detached");
+	return fd;
+}
+
+/* An event of the loop: is it on that descriptor? */
+static int has_fd(const struct event_base *base, const struct event *event, void *fd)
+{
+	(void)base;
+	return event_get_fd(event) == *(int *)fd && !(event_get_events(event) & EV_SIGNAL);
+}
+
+/* Is the descriptor in use by the loop? */
+bool conn_fd_watched(const struct conns *conns, int fd)
+{
+	for (const struct conn *c = conns->all; c; c = c->next)
+		if ((c->fd == fd || (c->adopted && c->adopted->origin == fd)) && !(c->watch_only && c->state == CONN_ENDING))
+			return true;
+	return event_base_foreach_event(conns->loop->base, has_fd, &fd) != 0;
+}
+
 /* Ends the connection with the longest queue: together they hold more than the process may. */
 static void enforce_max_queued(struct conns *conns)
 {
@@ -565,6 +741,8 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 
 	if (!conn_usable(c))
 		return SEND_CLOSED;
+	if (c->watch_only)
+		return SEND_UNABLE;
 	if (c->shut_asked)
 		return SEND_SHUT;
 	if (c->write_error) /* it will end as soon as its input has been read */
@@ -608,6 +786,8 @@ enum send_result conn_send_source(struct conn *c, struct conn_source *s)
 {
 	if (!conn_usable(c) || c->write_error)
 		return SEND_CLOSED;
+	if (c->watch_only)
+		return SEND_UNABLE;
 	if (c->shut_asked)
 		return SEND_SHUT;
 	s->next = NULL;
@@ -629,7 +809,7 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 {
 	if (!conn_usable(c))
 		return;
-	if (!c->queued && !c->sources && (c->state == CONN_CONNECTING || (c->eof && (!c->filter || c->filter_finished)))) {
+	if (!c->queued && !c->sources && (c->state == CONN_CONNECTING || c->watch_only || (c->eof && (!c->filter || c->filter_finished)))) {
 		conn_end(c, code, why); /* nothing to flush, and nobody to wait for */
 		return;
 	}
@@ -654,6 +834,8 @@ void conn_end(struct conn *c, const char *code, const char *why)
 	c->end_code = code;
 	c->end_why = why;
 	drop_output(c);
+	if (c->watch_only)
+		leave_loop(c); /* the descriptor's owner may close it at once */
 	c->next_ending = NULL;
 	*conns->ending_end = c;
 	conns->ending_end = &c->next_ending;
@@ -682,7 +864,7 @@ void conn_end_errno(struct conn *c, int error)
 /* Half-close. */
 void conn_shut(struct conn *c)
 {
-	if (!conn_usable(c) || c->shut_asked)
+	if (!conn_usable(c) || c->shut_asked || c->watch_only)
 		return;
 	c->shut_asked = true;
 	mark_dirty(c);
@@ -691,7 +873,7 @@ void conn_shut(struct conn *c)
 /* Stops both directions. */
 void conn_pause(struct conn *c)
 {
-	if (c->paused || !conn_usable(c))
+	if (c->paused || c->watch_only || !conn_usable(c))
 		return;
 	if (c->write_error) { /* its end was left to a reader that stops now */
 		conn_end_errno(c, c->write_error);
@@ -800,9 +982,7 @@ static void reap(struct conn *c)
 		end_source(c, c->end_code, c->end_why);
 	if (c->user)
 		c->events->on_end(c);
-	if (c->reading != READING_OFF)
-		event_del(&c->read_event);
-	bufferevent_disable(c->bev, EV_WRITE);
+	leave_loop(c);
 	if (c->filter) {
 		if (!c->end_code && !c->queued && !c->filter_finished && !c->shut) { /* an orderly end has a last word */
 			c->filter->finish(c);
@@ -818,8 +998,12 @@ static void reap(struct conn *c)
 	conns->queued -= c->held;
 	conns->loop->stats->bytes_queued = conns->queued;
 	bufferevent_free(c->bev);
-	if (c->fd >= 0)
+	if (c->adopted)
+		adopt_close(c->adopted);
+	else if (c->fd >= 0 && !c->watch_only)
 		close(c->fd);
+	free(c->adopted);
+	free(c->always);
 	if (c->previous)
 		c->previous->next = c->next;
 	else

@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "addr.h"
+#include "adopt.h"
 #include "config.h"
 #include "loop.h"
 #include "timer.h"
@@ -33,6 +34,8 @@ struct conn_events {
 	void (*on_eof)(struct conn *c);     /* the peer sends no more; the user decides how to go on */
 	void (*on_drained)(struct conn *c); /* output fell to low water after conn_send had said SEND_FULL */
 	void (*on_flushed)(struct conn *c); /* all output has been handed to the kernel; NULL: not wanted */
+	/* A watched descriptor is ready (see conn_watch); NULL where there are none. */
+	void (*on_ready)(struct conn *c, bool readable, bool writable);
 	void (*on_end)(struct conn *c);     /* see end_code, end_why; the descriptor is still open; c is freed afterwards */
 };
 
@@ -94,6 +97,10 @@ struct conn {
 	void *filter_data;           /* the filter's */
 	struct event read_event;
 	int fd;                      /* -1 while connecting */
+	struct adopted *adopted;     /* what fd is where it was adopted, else NULL */
+	struct timer *always;        /* rings while fd, which the poller refuses, is waited for; NULL: the poller tells */
+	bool watch_only;             /* no bytes: stands for a watch, on fd or on something else */
+	bool notify_readable, notify_writable; /* of a watched fd: what on_ready is wanted for */
 	enum conn_state state;
 	enum conn_reading reading;
 	bool is_socket;              /* else a pipe or a terminal: read instead of recv */
@@ -150,6 +157,23 @@ struct conn *conn_new(struct conns *conns, const struct flow *flow, const struct
 
 /* Gives it its descriptor, which it owns from now on: it is open, input flows, what was queued is sent. peer may be NULL. */
 void conn_open(struct conn *c, int fd, const struct addr *peer);
+
+/* The same for a descriptor that comes from outside; a is copied. One direction alone will do. */
+void conn_adopt(struct conn *c, const struct adopted *a);
+
+/* Makes a new connection one that stands for a watch: it can be ended and tells of that, and carries no bytes. fd >= 0 is a descriptor,
+ * which stays its owner's, to be watched for readiness; -1: whatever is watched is not conn's business. */
+void conn_watch(struct conn *c, int fd);
+
+/* What a watched descriptor's on_ready is called for, in each turn as long as it is ready. */
+void conn_notify(struct conn *c, bool readable, bool writable);
+
+/* Takes the descriptor out of the loop and returns it; the connection ends with "detached", what was queued is dropped. -1 with errno where
+ * it cannot be had: ENOTCONN (none yet, or ended), EOPNOTSUPP (TLS has a part in it). */
+int conn_detach(struct conn *c) __attribute__((warn_unused_result));
+
+/* Is the descriptor in use by the loop already? */
+bool conn_fd_watched(const struct conns *conns, int fd);
 
 /* Queues bytes (copied). Over max_outbound the connection ends with ELIMIT. */
 enum send_result conn_send(struct conn *c, const void *bytes, size_t length);
