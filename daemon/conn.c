@@ -54,7 +54,7 @@ static void watch(struct conn *c)
 
 	if (c->fd < 0 || c->state == CONN_CONNECTING || c->state == CONN_ENDING)
 		read = READING_OFF;
-	else if (!c->paused && !c->eof)
+	else if (!c->paused && !c->held && !c->eof)
 		read = READING_DATA;
 	else if (!write && c->is_socket)
 		read = READING_ERRORS;
@@ -92,12 +92,12 @@ static void account(struct conn *c)
 	conns->loop->stats->bytes_queued = conns->queued;
 }
 
-/* Sends FIN once, when it was asked for and all is written; a filter has its last word before it. */
+/* Sends FIN once, when it was asked for and all is written; a filter has its last word before it. Whoever waited for that goes on. */
 static void send_fin(struct conn *c)
 {
-	if (c->shut || c->queued)
+	if (c->queued)
 		return;
-	if (c->filter && !c->filter_finished) {
+	if (!c->shut && c->filter && !c->filter_finished) {
 		c->filter_finished = true;
 		c->filter->finish(c);
 		account(c);
@@ -106,12 +106,15 @@ static void send_fin(struct conn *c)
 			return;
 		}
 	}
+	if (!c->shut)
+		shutdown(c->fd, SHUT_WR);
 	c->shut = true;
-	shutdown(c->fd, SHUT_WR);
 	if (c->state == CONN_FLUSHING) {
 		c->state = CONN_LINGERING;
 		if (c->eof || !c->is_socket)
 			conn_end(c, c->end_code, c->end_why);
+	} else if (c->state == CONN_OPEN && c->eof_relayed) {
+		conn_end(c, NULL, "eof"); /* both ways are closed */
 	}
 }
 
@@ -131,6 +134,8 @@ static void wrote(struct conn *c)
 		return;
 	if (c->shut_asked)
 		send_fin(c);
+	if (c->feeder)
+		c->tap->wrote(c, n > 0);
 	if (c->full && c->queued <= c->flow.low_water && c->state == CONN_OPEN) {
 		c->full = false;
 		if (c->user)
@@ -222,10 +227,15 @@ static void on_bev_event(struct bufferevent *bev, short what, void *data)
 		write_failed(data, error ? error : EPIPE);
 }
 
-/* Plain bytes for the user. */
+/* Plain bytes for the relay, if there is one, and for the user. */
 void conn_deliver(struct conn *c, const char *bytes, size_t length)
 {
-	if (c->state == CONN_OPEN && c->user && !c->finishing)
+	while (length && c->relay && c->state == CONN_OPEN && !c->finishing) {
+		size_t taken = c->tap->input(c, bytes, length);
+		bytes += taken;
+		length -= taken;
+	}
+	if (length && c->state == CONN_OPEN && c->user && !c->finishing)
 		c->events->on_data(c, bytes, length);
 }
 
@@ -239,12 +249,16 @@ void conn_deliver_eof(struct conn *c)
 		conn_end(c, c->end_code, c->end_why);
 	} else {
 		watch(c);
+		if (c->state == CONN_OPEN && c->relay && !c->finishing)
+			c->tap->input_eof(c);
 		if (c->state == CONN_OPEN) {
 			if (c->user)
 				c->events->on_eof(c);
 			else
 				conn_finish(c, NULL, "eof");
 		}
+		if (c->eof_relayed && c->shut && c->state == CONN_OPEN)
+			conn_end(c, NULL, "eof");
 	}
 }
 
@@ -263,7 +277,8 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 			conn_end_errno(c, error);
 		return;
 	}
-	ssize_t n = c->is_socket ? recv(fd, loop->buffer, LOOP_BUFFER_SIZE, 0) : read(fd, loop->buffer, LOOP_BUFFER_SIZE);
+	size_t size = c->relay && c->state == CONN_OPEN ? c->tap->input_size(c) : LOOP_BUFFER_SIZE;
+	ssize_t n = c->is_socket ? recv(fd, loop->buffer, size, 0) : read(fd, loop->buffer, size);
 	if (n > 0) {
 		c->last_io_ns = loop_now(loop);
 		c->bytes_in += (uint64_t)n;
@@ -394,8 +409,8 @@ static void enforce_max_queued(struct conns *conns)
 	}
 }
 
-/* Queues bytes for the turn's end. */
-enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
+/* Queues bytes for the turn's end, as long as no more than most wait then. */
+static enum send_result queue(struct conn *c, const void *bytes, size_t length, size_t most)
 {
 	struct conns *conns = c->conns;
 
@@ -407,7 +422,7 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 		return SEND_CLOSED;
 	if (length == 0)
 		return c->full ? SEND_FULL : SEND_OK;
-	if (length > c->flow.max_outbound || c->queued > c->flow.max_outbound - length) {
+	if (length > most || c->queued > most - length) {
 		conns->loop->stats->limits_met++;
 		conn_end(c, "ELIMIT", "outbound limit");
 		return SEND_CLOSED;
@@ -423,14 +438,30 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 	conns->loop->stats->bytes_queued = conns->queued;
 	if (!c->writing)
 		mark_dirty(c);
-	if (c->queued > c->flow.high_water)
-		c->full = true;
 	if (conns->queued > conns->max_queued) {
 		enforce_max_queued(conns);
 		if (c->state == CONN_ENDING)
 			return SEND_CLOSED;
 	}
 	return c->full ? SEND_FULL : SEND_OK;
+}
+
+/* Queues the user's bytes. */
+enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
+{
+	enum send_result result = queue(c, bytes, length, c->flow.max_outbound);
+
+	if (result == SEND_OK && c->queued > c->flow.high_water) {
+		c->full = true;
+		result = SEND_FULL;
+	}
+	return result;
+}
+
+/* Queues a relay's. */
+enum send_result conn_pass(struct conn *c, const void *bytes, size_t length)
+{
+	return queue(c, bytes, length, SIZE_MAX);
 }
 
 /* Close after writing. */
@@ -447,6 +478,7 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 	c->finishing = true;
 	c->shut_asked = true;
 	c->paused = false;
+	c->held = false;
 	if (c->state == CONN_OPEN)
 		start_flushing(c);
 }
@@ -514,6 +546,15 @@ void conn_resume(struct conn *c)
 	mark_dirty(c);
 	if (c->filter)
 		c->filter->resumed(c);
+}
+
+/* Stops and resumes reading. */
+void conn_hold(struct conn *c, bool hold)
+{
+	if (c->held == hold || !conn_usable(c))
+		return;
+	c->held = hold;
+	watch(c);
 }
 
 /* Puts a filter in. */
@@ -584,6 +625,8 @@ static void reap(struct conn *c)
 
 	if (c->user)
 		c->events->on_end(c);
+	if (c->tap)
+		c->tap->ended(c);
 	if (c->reading != READING_OFF)
 		event_del(&c->read_event);
 	bufferevent_disable(c->bev, EV_WRITE);

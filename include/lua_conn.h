@@ -41,7 +41,9 @@ struct lua_conn {
 	struct lua_conn_names *names; /* after the end */
 	void (*on_unbound)(struct lua_conn *lc, void *data); /* for who made it in C; NULL: nobody */
 	void *on_unbound_data;
+	uint64_t relayed;           /* after the end: bytes that its relay had passed on */
 	bool outgoing, unbinding;
+	bool eof_unheard;           /* a relay has passed the peer's end on, and the handler has no receive_eof */
 	bool has_listeners;         /* em.EventEmitter's are in the uservalue */
 	bool owns_label;
 	struct lua_conn *previous, *next; /* all of the VM's */
@@ -67,6 +69,9 @@ void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);
 
 /* Calls initialize with the table of arguments at args (0: none), post_init, and function (0: none); errors end the connection. */
 void lua_conn_begin(lua_State *L, struct lua_conn *lc, int args, int count, int function);
+
+/* Calls the callback of that name, which takes no arguments. False where the handler has none, or after an error. */
+bool lua_conn_call(struct lua_conn *lc, const char *callback);
 
 /* Pushes em's emit(object, event, ...). */
 void lua_conn_push_emit(lua_State *L);
