@@ -104,6 +104,7 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 	struct lua_conn *lc = lua_newuserdatauv(L, sizeof *lc, 0);
 	memset(lc, 0, sizeof *lc);
 	lc->subject = (struct vm_subject){.self_ref = LUA_NOREF, .describe = describe, .failed = fail};
+	lc->handle_ref = LUA_NOREF;
 	lc->vm = vm;
 	lc->signature = ++vm->options.conns->last_signature;
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &handle_key);
@@ -113,10 +114,18 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 	lua_setfield(L, -2, "signature");
 	lua_pushvalue(L, meta);
 	lua_setmetatable(L, -2);
-	lua_pushvalue(L, -1);
-	lc->subject.self_ref = vm_ref(L);
+	lua_conn_hold(L, lc, lua_gettop(L));
 	lua_conn_revive(lc, flow);
 	return lc;
+}
+
+/* Holds instance and handle for a connection's life. The handle has a reference of its own: a script may empty its self. */
+void lua_conn_hold(lua_State *L, struct lua_conn *lc, int instance)
+{
+	lua_rawgetp(L, instance, &handle_key);
+	lc->handle_ref = luaL_ref(L, LUA_REGISTRYINDEX); /* not counted: it goes with the other one */
+	lua_pushvalue(L, instance);
+	lc->subject.self_ref = vm_ref(L);
 }
 
 /* Gives a handle a connection: its first, or the one that takes the place of one that ends or has ended. */
@@ -152,7 +161,8 @@ static void release(struct lua_conn *lc)
 	if (lc->next)
 		lc->next->previous = lc->previous;
 	vm->conn_count--;
-	vm_unref(vm, &lc->subject.self_ref); /* lc may be collected from now on */
+	vm_unref(vm, &lc->subject.self_ref);
+	luaL_unref(vm->L, LUA_REGISTRYINDEX, lc->handle_ref); /* lc may be collected from now on */
 }
 
 /* Pushes self and the method of that name; false if there is none (nothing is pushed then). */
@@ -318,6 +328,7 @@ static void keep_names(struct lua_conn *lc)
 	if (!lc->names)
 		lc->names = mem_zalloc(sizeof *lc->names);
 	lc->names->peer = lc->c->peer;
+	lc->names->flow = lc->c->flow;
 	if (lc->c->fd >= 0 && !sock_local(lc->c->fd, &lc->names->local))
 		lc->names->local.length = 0;
 }
@@ -489,7 +500,8 @@ static void begin(struct lua_conn *lc, struct begin_call *b)
 	call->callback = "post_init";
 	if (!vm_enter(lc->vm, call))
 		return;
-	if (b->function_ref != LUA_NOREF) {
+	bool stopped = lc->listener && lc->listener->fd < 0; /* by what was called: it has given its function back */
+	if (b->function_ref != LUA_NOREF && !stopped) {
 		call->body = function_body;
 		call->callback = "connection function";
 		vm_enter(lc->vm, call);
@@ -586,7 +598,7 @@ void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct 
 	if (tls)
 		(void)!tls_start(a.lc->c, tls, NULL, &lua_conn_tls_events);
 	begin(a.lc, &b);
-	if (accepted && a.lc->c->state != CONN_ENDING) {
+	if (accepted && a.lc->c->state != CONN_ENDING && l->fd >= 0) { /* the callbacks may have stopped the server, and it may be gone */
 		struct lua_accepted event = {.server = server, .lc = a.lc};
 		struct vm_call call = {.body = accepted, .argument = &event, .callback = "accept", .subject = &a.lc->subject};
 		vm_enter(vm, &call);

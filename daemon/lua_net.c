@@ -27,13 +27,6 @@ struct inheritance {
 	struct inheritance *next;
 };
 
-/* Raises while handler files load: a reload that is refused must have had no effect. */
-static void check_open_allowed(lua_State *L)
-{
-	if (vm_of(L)->loading)
-		luaL_error(L, "nothing can be opened while handlers load: do it in em.next_tick(fn) or em.run(fn)");
-}
-
 /* A connection has come in. */
 void lua_net_on_accept(struct listener *l, int fd, const struct addr *peer)
 {
@@ -288,7 +281,7 @@ static int l_start_server(lua_State *L)
 	const char *text = luaL_checkstring(L, 1);
 	int last = lua_gettop(L), handler = strstr(text, "://") ? 2 : 3;
 
-	check_open_allowed(L);
+	vm_check_open(L);
 	if (last < handler) {
 		lua_settop(L, handler);
 		last = handler;
@@ -304,7 +297,7 @@ static int l_start_unix_domain_server(lua_State *L)
 	int last = lua_gettop(L);
 	struct addr a;
 
-	check_open_allowed(L);
+	vm_check_open(L);
 	if (last < 2)
 		lua_settop(L, last = 2);
 	if (!addr_from_path(&a, path))
@@ -317,7 +310,7 @@ static int l_listen(lua_State *L)
 {
 	int last = lua_gettop(L);
 
-	check_open_allowed(L);
+	vm_check_open(L);
 	if (lua_istable(L, 1)) {
 		if (last < 2)
 			lua_settop(L, last = 2);
@@ -509,7 +502,7 @@ static int l_connect(lua_State *L)
 	const char *url;
 	struct target t;
 
-	check_open_allowed(L);
+	vm_check_open(L);
 	target_init(&t);
 	if (lua_istable(L, 1)) {
 		options = 1;
@@ -547,7 +540,7 @@ static int l_connect_unix_domain(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	check_open_allowed(L);
+	vm_check_open(L);
 	target_init(&t);
 	if (last < 2)
 		lua_settop(L, last = 2);
@@ -561,7 +554,7 @@ static int l_bind_connect(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	check_open_allowed(L);
+	vm_check_open(L);
 	target_init(&t);
 	if (last < 5)
 		lua_settop(L, last = 5);
@@ -578,22 +571,17 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 	struct lua_conn *lc = lua_conn_check(L, 1);
 	struct vm *vm = lc->vm;
 
-	check_open_allowed(L);
+	vm_check_open(L);
 	if (!lc->outgoing)
 		return arg_failure(L, "EOPNOTSUPP", "only an outgoing connection can reconnect");
 	if (lc->again || (lc->c && !lc->unbinding)) {
 		lua_settop(L, 1);
 		return 1;
 	}
-	struct flow flow;
-	flow_defaults(&flow);
+	struct flow flow = lc->unbinding ? lc->c->flow : lc->names->flow;
 	const char *label = push_url(L, host, port);
-	if (lc->unbinding) {
-		flow = lc->c->flow;
-	} else { /* long gone: it is taken back into the VM's keeping */
-		lua_pushvalue(L, 1);
-		lc->subject.self_ref = vm_ref(L);
-	}
+	if (!lc->unbinding) /* long gone: it is taken back into the VM's keeping */
+		lua_conn_hold(L, lc, 1);
 	lua_conn_revive(lc, &flow);
 	if (lc->owns_label)
 		free((char *)lc->label);

@@ -181,7 +181,9 @@ static struct listener **open_ports(struct service *s, const struct config *conf
 		}
 		open[i] = p ? p->l : listener_open(s->runtime.loop, conf, lua_net_on_accept, NULL, &why);
 		if (!open[i]) {
-			problems_add_at(problems, conf->file, conf->line, "%s", why);
+			bool gave_up = errno == EACCES && s->newest && config->user;
+			problems_add_at(problems, conf->file, conf->line, "%s%s", why,
+				gave_up ? ": the daemon has given up its rights, restart it" : "");
 			free(why);
 		}
 	}
@@ -618,10 +620,14 @@ int service_run(const struct service_options *options)
 	struct service s = {.options = options, .drain_s = -1};
 	struct problems problems = {0};
 	char *why = NULL;
-	struct config *config = read_config(options, &problems);
-	bool started = false, to_file = config && config->log_file;
+	bool started = false, to_file = false;
 
+	/* what is wrong with the configuration is told before that says how to log: in the journal's way if it is the journal */
+	if (!log_open(LEVEL_INFO, FORMAT_AUTO, NULL, &why))
+		free(why);
+	struct config *config = read_config(options, &problems);
 	if (config && apply_log(config, &problems)) {
+		to_file = config->log_file != NULL;
 		if (!runtime_open(&s.runtime, config, &why)) {
 			problems_add(&problems, "%s", why);
 			free(why);

@@ -93,13 +93,15 @@ struct conn {
 	bool writing;                /* bev waits for write readiness */
 	bool paused;
 	bool held;                   /* does not read: whoever takes its input has no room */
-	bool eof_relayed;            /* the peer's end has been passed on: it goes on for output alone, until that is shut too */
+	bool eof_relayed;            /* a relay has passed the peer's end on: the connection goes on for its output */
 	bool eof;                    /* the peer's end has been seen */
 	bool shut_asked, shut;       /* FIN asked for; sent */
 	bool filter_finished;        /* the filter has had its last word */
 	bool finishing;              /* conn_finish was called */
 	bool full;                   /* above high water, on_drained is owed */
 	bool dirty;                  /* in the list of those to write at the turn's end */
+	bool unsent;                 /* the user has sent bytes that are not all with the kernel yet */
+	bool lost;                   /* such bytes were dropped by a write that failed */
 	int write_error;             /* errno of a write that failed while input may still be waiting, 0 if none */
 	struct flow flow;            /* limits; times are of the monotonic clock */
 	uint64_t last_io_ns;         /* when a byte last moved */
@@ -161,11 +163,12 @@ void conn_shut(struct conn *c);
 void conn_pause(struct conn *c);
 void conn_resume(struct conn *c);
 
-/* Stops and resumes reading alone, for whoever takes the input. A reset is still learnt of at once. */
+/* Stops and resumes reading alone, for whoever takes the input. Even a reset ends the connection only when all that came before it has been
+ * read. */
 void conn_hold(struct conn *c, bool hold);
 
 void conn_set_idle_timeout(struct conn *c, uint64_t timeout_ns);    /* 0: none */
-void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns); /* while connecting; from now */
+void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns); /* while connecting; from now; 0: none */
 bool conn_set_watermarks(struct conn *c, size_t low, size_t high) __attribute__((warn_unused_result));
 
 /* Puts a filter in, which must not have one yet. What was sent before goes out as it is. */
@@ -177,6 +180,9 @@ void conn_deliver(struct conn *c, const char *bytes, size_t length);
 void conn_deliver_eof(struct conn *c);
 void conn_wire_changed(struct conn *c);
 void conn_flush_now(struct conn *c);
+
+/* The errno that the socket has pending, 0 if none. The connection's end is told it too. */
+int conn_error(struct conn *c);
 
 /* Is it still good for sending? */
 static inline bool conn_usable(const struct conn *c)

@@ -17,15 +17,17 @@ struct lua_class {
 	int args_count;
 };
 
-/* The addresses of a connection that has ended. */
+/* What is still known of a connection that has ended: its addresses, and the limits for a next one. */
 struct lua_conn_names {
 	struct addr peer, local;
+	struct flow flow;
 };
 
 /* The handle: born without a connection, with one while it lives, without one afterwards. */
 struct lua_conn {
 	struct vm_subject subject;  /* self_ref: the instance, LUA_NOREF once unbound */
 	struct vm *vm;
+	int handle_ref;             /* registry: this handle, for as long as self_ref is held */
 	struct conn *c;             /* NULL once unbound */
 	struct conn *again;         /* made by reconnect within unbind; takes c's place */
 	struct connector *connector; /* while connecting */
@@ -63,6 +65,8 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 
 /* Makes it a TLS connection to that host, now and after each reconnect. */
 void lua_conn_use_tls(struct lua_conn *lc, struct tls_context *tls, const char *hostname);
+/* Keeps the instance at a stack index (absolute) and its handle lc from being collected until the end of a connection; may raise. */
+void lua_conn_hold(lua_State *L, struct lua_conn *lc, int instance);
 
 /* Gives a handle that is in its unbind, or past it and held by self_ref again, a new connection without descriptor. */
 void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);

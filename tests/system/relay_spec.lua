@@ -361,6 +361,28 @@ describe("a relay", function()
     d:wait_log("front ends: nil, eof")
   end)
 
+  it("passes on all that came before a reset, also when it had to wait", function()
+    local port, server, d = start [[
+      function Front:begin(to)
+        assert(self:proxy_incoming_to(to))
+        assert(to:proxy_incoming_to(self, 16384))
+        self:pause()
+        self:add_timer(0.3, function()
+          out("resumes with %d", self:get_outbound_data_size())
+          self:resume()
+        end)
+      end
+      function Back:unbind(err) out("back ends: %s", err); self.front:close_connection_after_writing() end
+    ]]
+    local c, bytes = t.connect(port), pattern(100000)
+    local s = server:accept():send(bytes)
+    t.sys.sleep(0.05)
+    s:reset()
+    assert.is_true(c:receive_all() == bytes)
+    d:wait_log("back ends: ECONNRESET")
+    d:wait_log("resumes with %d%d%d%d%d\n")
+  end)
+
   it("to itself is an echo", function()
     local port, server, d = start [[
       function Front:begin(to) to:close_connection(); assert(self:proxy_incoming_to(self)) end
