@@ -52,7 +52,7 @@ static void on_readable(evutil_socket_t fd, short what, void *data);
 static void watch_always(struct conn *c)
 {
 	struct loop *loop = c->conns->loop;
-	bool read = c->fd >= 0 && c->state != CONN_ENDING && !c->paused && !c->eof;
+	bool read = c->fd >= 0 && c->state != CONN_ENDING && !c->paused && !c->held && !c->eof;
 
 	c->reading = read ? READING_DATA : READING_OFF;
 	if (read && !timer_waiting(c->always))
@@ -81,7 +81,7 @@ static void watch(struct conn *c)
 	}
 	if (c->fd < 0 || c->state == CONN_CONNECTING || c->state == CONN_ENDING)
 		read = READING_OFF;
-	else if (!c->paused && !c->eof)
+	else if (!c->paused && !c->held && !c->eof)
 		read = READING_DATA;
 	else if (!write && (c->is_socket || c->adopted))
 		read = READING_ERRORS;
@@ -114,14 +114,14 @@ static void account(struct conn *c)
 
 	c->wire_queued = evbuffer_get_length(c->output);
 	size_t now = c->wire_queued + (c->plain ? evbuffer_get_length(c->plain) : 0) + c->behind;
-	conns->queued = conns->queued - c->held + (now - c->weightless);
+	conns->queued = conns->queued - c->weight + (now - c->weightless);
 	c->queued = now;
-	c->held = now - c->weightless;
+	c->weight = now - c->weightless;
 	conns->loop->stats->bytes_queued = conns->queued;
 }
 
-/* Sends FIN once, when it was asked for and all is written; a filter has its last word before it. With both sides closed nothing is left
- * to happen. */
+/* Sends FIN once, when it was asked for and all is written; a filter has its last word before it. Whoever waited for that goes on. With both
+ * sides closed nothing is left to happen. */
 static void send_fin(struct conn *c)
 {
 	if (c->queued || c->sources)
@@ -142,7 +142,7 @@ static void send_fin(struct conn *c)
 		c->state = CONN_LINGERING;
 		if (c->eof || !c->is_socket)
 			conn_end(c, c->end_code, c->end_why);
-	} else if (c->eof) {
+	} else if (c->eof && c->state == CONN_OPEN) {
 		conn_end(c, NULL, "eof");
 	}
 }
@@ -291,6 +291,8 @@ static void wrote(struct conn *c)
 	}
 	if (c->shut_asked)
 		send_fin(c);
+	if (c->feeder)
+		c->tap->wrote(c, n > 0);
 	if (c->full && c->queued <= c->flow.low_water && c->state == CONN_OPEN) {
 		c->full = false;
 		if (c->user)
@@ -328,7 +330,7 @@ static void write_failed(struct conn *c, int error)
 		conn_end(c, c->end_code, c->end_why);
 		return;
 	}
-	if (c->reading != READING_DATA || c->state != CONN_OPEN) {
+	if ((c->reading != READING_DATA && !c->held) || c->paused || c->state != CONN_OPEN) {
 		conn_end_errno(c, error);
 		return;
 	}
@@ -391,10 +393,15 @@ static void on_bev_event(struct bufferevent *bev, short what, void *data)
 		write_failed(data, error ? error : EPIPE);
 }
 
-/* Plain bytes for the user. */
+/* Plain bytes for the relay, if there is one, and for the user. */
 void conn_deliver(struct conn *c, const char *bytes, size_t length)
 {
-	if (c->state == CONN_OPEN && c->user && !c->finishing)
+	while (length && c->relay && c->state == CONN_OPEN && !c->finishing) {
+		size_t taken = c->tap->input(c, bytes, length);
+		bytes += taken;
+		length -= taken;
+	}
+	if (length && c->state == CONN_OPEN && c->user && !c->finishing)
 		c->events->on_data(c, bytes, length);
 }
 
@@ -411,6 +418,8 @@ void conn_deliver_eof(struct conn *c)
 		conn_end(c, c->end_code, c->end_why);
 	} else {
 		watch(c);
+		if (c->state == CONN_OPEN && c->relay && !c->finishing)
+			c->tap->input_eof(c);
 		if (c->state == CONN_OPEN) {
 			if (c->user)
 				c->events->on_eof(c);
@@ -445,11 +454,15 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 		int error = pending_error(c);
 		if (error && c->state != CONN_OPEN && !c->unsent) /* a last word that nobody waited for */
 			conn_end(c, c->end_code, c->end_why);
-		else if (error)
+		else if (error && c->held && !c->paused && c->state == CONN_OPEN) { /* what came before it is still to be read */
+			write_failed(c, error);
+			c->lost = true;
+		} else if (error)
 			conn_end_errno(c, error);
 		return;
 	}
-	ssize_t n = c->is_socket ? recv(fd, loop->buffer, LOOP_BUFFER_SIZE, 0) : read(fd, loop->buffer, LOOP_BUFFER_SIZE);
+	size_t size = c->relay && c->state == CONN_OPEN ? c->tap->input_size(c) : LOOP_BUFFER_SIZE;
+	ssize_t n = c->is_socket ? recv(fd, loop->buffer, size, 0) : read(fd, loop->buffer, size);
 	if (n > 0) {
 		c->last_io_ns = loop_now(loop);
 		c->bytes_in += (uint64_t)n;
@@ -716,7 +729,7 @@ static void enforce_max_queued(struct conns *conns)
 	struct conn *longest = NULL;
 
 	for (struct conn *c = conns->all; c; c = c->next)
-		if (c->state != CONN_ENDING && (!longest || c->held > longest->held))
+		if (c->state != CONN_ENDING && (!longest || c->weight > longest->weight))
 			longest = c;
 	if (longest) {
 		conns->loop->stats->limits_met++;
@@ -734,8 +747,8 @@ static struct evbuffer *behind_sources(struct conn *c)
 	return last->behind;
 }
 
-/* Queues bytes for the turn's end. */
-enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
+/* Queues bytes for the turn's end, as long as no more than most wait then. */
+static enum send_result queue(struct conn *c, const void *bytes, size_t length, size_t most)
 {
 	struct conns *conns = c->conns;
 
@@ -749,7 +762,7 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 		return SEND_CLOSED;
 	if (length == 0)
 		return c->queued > c->flow.high_water ? SEND_FULL : SEND_OK;
-	if (length > c->flow.max_outbound || c->held > c->flow.max_outbound - length) {
+	if (length > most || c->weight > most - length) {
 		conns->loop->stats->limits_met++;
 		conn_end(c, "ELIMIT", "outbound limit");
 		return SEND_CLOSED;
@@ -761,7 +774,7 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 	}
 	c->unsent = true;
 	c->queued += length;
-	c->held += length;
+	c->weight += length;
 	if (c->filling)
 		c->behind += length;
 	else if (!c->filter)
@@ -775,10 +788,23 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 		if (c->state == CONN_ENDING)
 			return SEND_CLOSED;
 	}
-	if (c->queued <= c->flow.high_water)
-		return SEND_OK;
-	c->full = true;
-	return SEND_FULL;
+	return c->queued > c->flow.high_water ? SEND_FULL : SEND_OK;
+}
+
+/* Queues the user's bytes. */
+enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
+{
+	enum send_result result = queue(c, bytes, length, c->flow.max_outbound);
+
+	if (result == SEND_FULL && length)
+		c->full = true;
+	return result;
+}
+
+/* Queues a relay's. */
+enum send_result conn_pass(struct conn *c, const void *bytes, size_t length)
+{
+	return queue(c, bytes, length, SIZE_MAX);
 }
 
 /* Queues a source. */
@@ -818,6 +844,7 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 	c->finishing = true;
 	c->shut_asked = true;
 	c->paused = false;
+	c->held = false;
 	if (c->state == CONN_OPEN)
 		start_flushing(c);
 }
@@ -893,6 +920,15 @@ void conn_resume(struct conn *c)
 	watch(c);
 	if (c->filter)
 		c->filter->resumed(c);
+}
+
+/* Stops and resumes reading. */
+void conn_hold(struct conn *c, bool hold)
+{
+	if (c->held == hold || !conn_usable(c))
+		return;
+	c->held = hold;
+	watch(c);
 }
 
 /* Puts a filter in. */
@@ -982,6 +1018,8 @@ static void reap(struct conn *c)
 		end_source(c, c->end_code, c->end_why);
 	if (c->user)
 		c->events->on_end(c);
+	if (c->tap)
+		c->tap->ended(c);
 	leave_loop(c);
 	if (c->filter) {
 		if (!c->end_code && !c->queued && !c->filter_finished && !c->shut) { /* an orderly end has a last word */
@@ -995,7 +1033,7 @@ static void reap(struct conn *c)
 		account(c);
 	}
 	bufferevent_setcb(c->bev, NULL, NULL, NULL, NULL);
-	conns->queued -= c->held;
+	conns->queued -= c->weight;
 	conns->loop->stats->bytes_queued = conns->queued;
 	bufferevent_free(c->bev);
 	if (c->adopted)

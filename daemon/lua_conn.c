@@ -230,6 +230,14 @@ static bool enter(struct lua_conn *lc, const char *callback, lua_CFunction body,
 	return vm_enter(lc->vm, &e->call);
 }
 
+/* A callback without arguments. */
+bool lua_conn_call(struct lua_conn *lc, const char *callback)
+{
+	struct event_call e = {0};
+
+	return enter(lc, callback, plain_body, &e) && !e.missing;
+}
+
 /* receive_data(self, data) */
 static int data_body(lua_State *L)
 {
@@ -268,7 +276,11 @@ static void on_eof(struct conn *c)
 	struct lua_conn *lc = c->user;
 	struct event_call e = {0};
 
-	if (enter(lc, "receive_eof", plain_body, &e) && e.missing)
+	if (!enter(lc, "receive_eof", plain_body, &e) || !e.missing)
+		return;
+	if (c->eof_relayed)
+		lc->eof_unheard = true;
+	else
 		conn_finish(c, NULL, "eof");
 }
 
@@ -362,6 +374,8 @@ static void on_end(struct conn *c)
 	if (lc->cancel_timers) /* those that unbind has made */
 		lc->cancel_timers(lc);
 	c->user = NULL;
+	lc->relayed = c->relayed;
+	lc->eof_unheard = false;
 	lc->c = lc->again;
 	lc->again = NULL;
 	void (*on_unbound)(struct lua_conn *, void *) = lc->c ? NULL : lc->on_unbound;

@@ -14,6 +14,7 @@
 #include "lua_handler.h"
 #include "lua_methods.h"
 #include "lua_net.h"
+#include "lua_relay.h"
 #include "lua_sandbox.h"
 #include "lua_sys.h"
 #include "lua_timer.h"
@@ -282,6 +283,7 @@ static int open_vm(lua_State *L)
 	lua_handler_open(L);
 	lua_net_open(L);
 	lua_timer_open(L);
+	lua_relay_open(L);
 	lua_tls_open(L);
 	lua_file_open(L);
 	lua_sys_open(L);

@@ -43,7 +43,9 @@ struct lua_conn {
 	struct lua_conn_names *names; /* after the end */
 	void (*on_unbound)(struct lua_conn *lc, void *data); /* for who made it in C; NULL: nobody */
 	void *on_unbound_data;
+	uint64_t relayed;           /* after the end: bytes that its relay had passed on */
 	bool outgoing, unbinding;
+	bool eof_unheard;           /* a relay has passed the peer's end on, and the handler has no receive_eof */
 	bool has_listeners;         /* em.EventEmitter's are in the uservalue */
 	bool owns_label;
 	struct lua_conn *previous, *next; /* all of the VM's */
@@ -77,6 +79,8 @@ int lua_conn_push_sent(lua_State *L, enum send_result result);
 
 /* Pushes self and its method of that name; false if there is none (nothing is pushed then). */
 bool lua_conn_push_method(lua_State *L, struct lua_conn *lc, const char *name);
+/* Calls the callback of that name, which takes no arguments. False where the handler has none, or after an error. */
+bool lua_conn_call(struct lua_conn *lc, const char *callback);
 
 /* Pushes em's emit(object, event, ...). */
 void lua_conn_push_emit(lua_State *L);
