@@ -26,7 +26,7 @@ WIRE     = sock adopt tls conn file tls_filter
 SOURCES  = resolver listener connector relay watch
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_file lua_handler lua_net lua_timer lua_sys lua_sandbox lua_core
+LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_net lua_timer lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
 SERVICE  = notify pidfile runtime generation service run

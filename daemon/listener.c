@@ -4,6 +4,7 @@
 #include "listener.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -197,33 +198,18 @@ static void remove_file(struct listener *l)
 	free(l->unlink_path);
 }
 
-/* Opens a listener. */
-struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
+/* Makes a listener of a descriptor that listens, which is closed where that fails. */
+static struct listener *make_listener(struct loop *loop, const struct listen_conf *conf, int fd,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
 {
-	struct addr a;
-
-	if (!find_address(conf, &a, why))
-		return NULL;
-	int fd = sock_listen(&a, conf->backlog, conf->reuse_port, conf->mode);
-	if (fd < 0) {
-		int saved = errno;
-		bool low = saved == EACCES && conf->url.scheme == SCHEME_TCP && conf->url.port < 1024;
-		*why = saved == EEXIST ? mem_printf("listen %s: the path exists and is no socket", conf->url_text)
-				       : mem_printf("listen %s: %s%s", conf->url_text, errno_text(saved),
-						 low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
-		errno = saved;
-		return NULL;
-	}
 	struct listener *l = mem_zalloc(sizeof *l);
+
 	l->loop = loop;
 	l->fd = fd;
 	if (!sock_local(fd, &l->local))
-		l->local = a;
+		l->local.length = 0;
 	l->url = mem_strdup(conf->url_text);
 	l->name = make_name(conf, &l->local);
-	if (conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
-		remember_file(l, conf->url.path);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
 	l->on_accept = on_accept;
@@ -242,6 +228,45 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 		return NULL;
 	}
 	return l;
+}
+
+/* Opens a listener. */
+struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+{
+	struct addr a;
+
+	if (!find_address(conf, &a, why))
+		return NULL;
+	int fd = sock_listen(&a, conf->backlog, conf->reuse_port, conf->mode);
+	if (fd < 0) {
+		int saved = errno;
+		bool low = saved == EACCES && conf->url.scheme == SCHEME_TCP && conf->url.port < 1024;
+		*why = saved == EEXIST ? mem_printf("listen %s: the path exists and is no socket", conf->url_text)
+				       : mem_printf("listen %s: %s%s", conf->url_text, errno_text(saved),
+						 low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
+		errno = saved;
+		return NULL;
+	}
+	struct listener *l = make_listener(loop, conf, fd, on_accept, user, why);
+	if (l && conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
+		remember_file(l, conf->url.path);
+	return l;
+}
+
+/* Takes a descriptor over. */
+struct listener *listener_adopt(struct loop *loop, const struct listen_conf *conf, int fd,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
+		int saved = errno;
+		*why = mem_printf("listen %s: %s", conf->url_text, errno_text(saved));
+		errno = saved;
+		return NULL;
+	}
+	return make_listener(loop, conf, fd, on_accept, user, why);
 }
 
 /* Takes over new limits. */

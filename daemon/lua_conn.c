@@ -338,13 +338,13 @@ static int emit_close_body(lua_State *L)
 }
 
 /* Keeps the addresses for those who ask after the end. */
-static void keep_names(struct lua_conn *lc)
+void lua_conn_keep_names(struct lua_conn *lc)
 {
 	if (!lc->names)
 		lc->names = mem_zalloc(sizeof *lc->names);
 	lc->names->peer = lc->c->peer;
 	lc->names->flow = lc->c->flow;
-	if (lc->c->fd >= 0 && !sock_local(lc->c->fd, &lc->names->local))
+	if (lc->c->fd >= 0 && !lc->c->watch_only && !sock_local(lc->c->fd, &lc->names->local))
 		lc->names->local.length = 0;
 }
 
@@ -360,7 +360,7 @@ static void on_end(struct conn *c)
 	}
 	if (lc->cancel_timers)
 		lc->cancel_timers(lc);
-	keep_names(lc);
+	lua_conn_keep_names(lc);
 	lc->unbinding = true;
 	enter(lc, "unbind", unbind_body, &e);
 	if (lc->has_listeners)
@@ -385,7 +385,52 @@ static void on_end(struct conn *c)
 		release(lc);
 }
 
+/* notify_readable(self), notify_writable(self). On the instance these names are the methods that ask for them, unless the script has put
+ * functions of its own there: the callbacks are the class's. */
+static int ready_body(lua_State *L)
+{
+	struct event_call *e = lua_touserdata(L, 1);
+	const char *name = e->call.callback;
+
+	lua_rawgeti(L, LUA_REGISTRYINDEX, e->lc->subject.self_ref);
+	lua_rawgeti(L, LUA_REGISTRYINDEX, e->lc->vm->connection_ref);
+	lua_pushstring(L, name);
+	lua_rawget(L, -2); /* self, Connection, method */
+	lua_getfield(L, -3, name);
+	if (lua_rawequal(L, -1, -2) && luaL_getmetafield(L, 2, "__index") != LUA_TNIL) {
+		if (lua_isfunction(L, -1)) {
+			lua_pushvalue(L, 2);
+			lua_pushstring(L, name);
+			lua_call(L, 2, 1);
+		} else {
+			lua_getfield(L, -1, name);
+		}
+	}
+	if (lua_isnil(L, -1) || lua_rawequal(L, -1, 4)) {
+		e->missing = true;
+		return 0;
+	}
+	lua_pushvalue(L, 2);
+	return vm_call_script(L, 1);
+}
+
+/* A watched descriptor is ready. Without a callback that would take it, being told again and again is pointless. */
+static void on_ready(struct conn *c, bool readable, bool writable)
+{
+	struct lua_conn *lc = c->user;
+	struct event_call e = {0};
+
+	if (readable && enter(lc, "notify_readable", ready_body, &e) && e.missing)
+		conn_notify(c, false, c->notify_writable);
+	if (!writable || c->state == CONN_ENDING || !c->notify_writable)
+		return;
+	e.missing = false;
+	if (enter(lc, "notify_writable", ready_body, &e) && e.missing)
+		conn_notify(c, c->notify_readable, false);
+}
+
 static const struct conn_events lua_conn_events = {
+	.on_ready = on_ready,
 	.on_data = on_data,
 	.on_eof = on_eof,
 	.on_drained = on_drained,

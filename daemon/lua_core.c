@@ -19,6 +19,7 @@
 #include "lua_sys.h"
 #include "lua_timer.h"
 #include "lua_tls.h"
+#include "lua_watch.h"
 #include "mem.h"
 
 /* next_tick(fn) */
@@ -286,6 +287,7 @@ static int open_vm(lua_State *L)
 	lua_relay_open(L);
 	lua_tls_open(L);
 	lua_file_open(L);
+	lua_watch_open(L);
 	lua_sys_open(L);
 	lua_pushliteral(L, VERSION);
 	lua_setfield(L, 1, "VERSION");

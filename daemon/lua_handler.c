@@ -22,6 +22,12 @@ static const char *const callbacks[] = {
 	"unbind",
 	"proxy_target_unbound",
 	"proxy_completed",
+	"notify_readable",
+	"notify_writable",
+	"file_modified",
+	"file_moved",
+	"file_deleted",
+	"process_exited",
 };
 
 /* Does the table at index find em.Connection by way of its metatables? */

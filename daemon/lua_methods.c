@@ -33,6 +33,12 @@ static struct conn *usable_conn(lua_State *L)
 	return c && c->state != CONN_ENDING ? c : NULL;
 }
 
+/* What methods that need a stream of bytes return on what has none. */
+static int unable(lua_State *L)
+{
+	return arg_failure(L, "EOPNOTSUPP", "a watch carries no bytes");
+}
+
 /* Method results that say "done". */
 static int done(lua_State *L)
 {
@@ -94,6 +100,8 @@ static int l_close_write(lua_State *L)
 
 	if (!c)
 		return closed(L);
+	if (c->watch_only)
+		return unable(L);
 	conn_shut(c);
 	return done(L);
 }
@@ -130,6 +138,8 @@ static int l_pause(lua_State *L)
 
 	if (!c)
 		return closed(L);
+	if (c->watch_only)
+		return unable(L);
 	conn_pause(c);
 	return done(L);
 }
@@ -141,6 +151,8 @@ static int l_resume(lua_State *L)
 
 	if (!c)
 		return closed(L);
+	if (c->watch_only)
+		return unable(L);
 	conn_resume(c);
 	return done(L);
 }

@@ -65,6 +65,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 		return false;
 	}
 	r->conns = conns_new(r->loop, SIZE_MAX);
+	r->watches = watches_new(r->loop);
 	r->resolver = resolver_new(r->loop);
 	r->tls = tls_contexts_new();
 	r->guard = guard_new(vm_on_overrun);
@@ -90,6 +91,7 @@ void runtime_close(struct runtime *r)
 	guard_free(r->guard);
 	resolver_free(r->resolver);
 	tls_contexts_free(r->tls);
+	watches_free(r->watches);
 	conns_free(r->conns);
 	if (r->loop && r->loop->timers)
 		timers_close(r->loop);
@@ -104,6 +106,7 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 	return (struct vm_options){
 		.loop = r->loop,
 		.conns = r->conns,
+		.watches = r->watches,
 		.resolver = r->resolver,
 		.guard = r->guard,
 		.tls = r->tls,

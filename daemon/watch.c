@@ -20,12 +20,11 @@
 #define READ_SIZE 16384 /* bytes of events that one pass takes at most */
 
 /* In a folder: entries; on the thing itself: that it moves and goes. Attributes: the count of names falls to 0 while it is still open. */
-#define EVENTS                                                                                                                             \
-	(IN_MODIFY | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_ATTRIB | IN_MOVE_SELF | IN_DELETE_SELF)
+#define EVENTS (IN_MODIFY | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_ATTRIB | IN_MOVE_SELF | IN_DELETE_SELF)
 
 /* One of the kernel's watches. */
 struct inode {
-	int wd;     /* -1: the kernel has dropped it */
+	int wd; /* -1: the kernel has dropped it */
 	struct file_watch *first;
 	UT_hash_handle hh;
 };
@@ -59,7 +58,7 @@ struct watches {
 	struct inode *inodes; /* uthash, by wd */
 	bool telling;         /* events are being told: nothing is freed */
 	struct file_watch *dead;
-	char *buffer;         /* READ_SIZE bytes */
+	char *buffer; /* READ_SIZE bytes */
 };
 
 /* The watches of a loop. */
@@ -202,8 +201,8 @@ static bool open_inotify(struct watches *ws)
 }
 
 /* Watches a file. */
-struct file_watch *watch_file(struct watches *ws, const char *path,
-                              void (*on_event)(void *data, enum watch_event event, const char *name), void *data)
+struct file_watch *watch_file(struct watches *ws, const char *path, void (*on_event)(void *data, enum watch_event event, const char *name),
+                              void *data)
 {
 	struct stat st;
 	struct inode *inode;

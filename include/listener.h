@@ -44,6 +44,10 @@ struct listener {
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
 
+/* The same on a descriptor that listens already, which becomes the listener's; only conf's limits count, its URL is a name. */
+struct listener *listener_adopt(struct loop *loop, const struct listen_conf *conf, int fd,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
+
 /* Takes over the options that may change while it is open: limits, backlog, permissions. */
 void listener_update(struct listener *l, const struct listen_conf *conf);
 

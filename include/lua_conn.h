@@ -82,6 +82,9 @@ bool lua_conn_push_method(lua_State *L, struct lua_conn *lc, const char *name);
 /* Calls the callback of that name, which takes no arguments. False where the handler has none, or after an error. */
 bool lua_conn_call(struct lua_conn *lc, const char *callback);
 
+/* Keeps the addresses of its connection for those who ask later. */
+void lua_conn_keep_names(struct lua_conn *lc);
+
 /* Pushes em's emit(object, event, ...). */
 void lua_conn_push_emit(lua_State *L);
 

@@ -23,6 +23,7 @@ struct vm;
 struct lua_conn;
 struct lua_server;
 struct lua_timer;
+struct watches;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
 struct vm_subject {
@@ -43,6 +44,7 @@ struct vm_host {
 struct vm_options {
 	struct loop *loop;
 	struct conns *conns;
+	struct watches *watches;
 	struct resolver *resolver;
 	struct guard *guard;
 	struct tls_contexts *tls;

@@ -12,11 +12,13 @@
 #include "resolver.h"
 #include "stats.h"
 #include "tls.h"
+#include "watch.h"
 
 struct runtime {
 	struct stats stats;
 	struct loop *loop;
 	struct conns *conns;
+	struct watches *watches;
 	struct resolver *resolver;
 	struct guard *guard;
 	struct tls_contexts *tls;

@@ -36,9 +36,8 @@ struct file_watch *watch_file(struct watches *watches, const char *path,
 void watch_file_stop(struct file_watch *w);
 
 /* Watches a process for its end; NULL with errno (ESRCH). on_exit comes once. Nothing is reaped. */
-struct process_watch *watch_process(struct watches *watches, pid_t pid,
-                                    void (*on_exit)(void *data, const struct watch_status *status), void *data)
-	__attribute__((warn_unused_result));
+struct process_watch *watch_process(struct watches *watches, pid_t pid, void (*on_exit)(void *data, const struct watch_status *status),
+                                    void *data) __attribute__((warn_unused_result));
 void watch_process_stop(struct process_watch *w);
 
 #endif
