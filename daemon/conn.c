@@ -46,10 +46,11 @@ static void on_readable(evutil_socket_t fd, short what, void *data);
 /*
  * Makes libevent watch what c's state calls for. Data is watched level-triggered. A connection that may not read is watched
  * edge-triggered for errors alone, and not beside a level-triggered write event: libevent takes no mixture on one descriptor.
+ * Writing is watched for what the turn's end has left over.
  */
 static void watch(struct conn *c)
 {
-	bool write = !c->paused && c->wire_queued && c->fd >= 0 && !c->write_error && c->state < CONN_LINGERING;
+	bool write = !c->paused && c->wire_queued && !c->dirty && c->fd >= 0 && !c->write_error && c->state < CONN_LINGERING;
 	enum conn_reading read = READING_OFF;
 
 	if (c->fd < 0 || c->state == CONN_CONNECTING || c->state == CONN_ENDING)
@@ -92,7 +93,8 @@ static void account(struct conn *c)
 	conns->loop->stats->bytes_queued = conns->queued;
 }
 
-/* Sends FIN once, when it was asked for and all is written; a filter has its last word before it. */
+/* Sends FIN once, when it was asked for and all is written; a filter has its last word before it. With both sides closed nothing is left
+ * to happen. */
 static void send_fin(struct conn *c)
 {
 	if (c->shut || c->queued)
@@ -112,6 +114,8 @@ static void send_fin(struct conn *c)
 		c->state = CONN_LINGERING;
 		if (c->eof || !c->is_socket)
 			conn_end(c, c->end_code, c->end_why);
+	} else if (c->eof) {
+		conn_end(c, NULL, "eof");
 	}
 }
 
@@ -122,6 +126,8 @@ static void wrote(struct conn *c)
 	struct conns *conns = c->conns;
 
 	account(c);
+	if (!c->queued)
+		c->unsent = false;
 	if (n) {
 		c->bytes_out += n;
 		conns->loop->stats->bytes_out += n;
@@ -156,9 +162,14 @@ static void drop_output(struct conn *c)
  */
 static void write_failed(struct conn *c, int error)
 {
+	c->lost = c->unsent;
 	drop_output(c);
 	if (c->state == CONN_ENDING)
 		return;
+	if (c->state != CONN_OPEN && !c->lost) { /* only the filter's last word did not get through */
+		conn_end(c, c->end_code, c->end_why);
+		return;
+	}
 	if (c->reading != READING_DATA || c->state != CONN_OPEN) {
 		conn_end_errno(c, error);
 		return;
@@ -234,7 +245,10 @@ void conn_deliver_eof(struct conn *c)
 {
 	c->eof = true;
 	if (c->write_error) {
-		conn_end_errno(c, c->write_error);
+		if (c->lost)
+			conn_end_errno(c, c->write_error);
+		else
+			conn_end(c, NULL, "eof");
 	} else if (c->state == CONN_LINGERING) {
 		conn_end(c, c->end_code, c->end_why);
 	} else {
@@ -245,6 +259,8 @@ void conn_deliver_eof(struct conn *c)
 			else
 				conn_finish(c, NULL, "eof");
 		}
+		if (c->state == CONN_OPEN && c->shut)
+			conn_end(c, NULL, "eof");
 	}
 }
 
@@ -259,7 +275,9 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 		return;
 	if (c->reading == READING_ERRORS) {
 		int error = sock_error(fd);
-		if (error)
+		if (error && c->state != CONN_OPEN && !c->unsent) /* a last word that nobody waited for */
+			conn_end(c, c->end_code, c->end_why);
+		else if (error)
 			conn_end_errno(c, error);
 		return;
 	}
@@ -341,8 +359,8 @@ static void start_flushing(struct conn *c)
 {
 	c->state = CONN_FLUSHING;
 	timer_start(c->conns->loop, &c->deadline, c->flow.linger_timeout_ns);
-	watch(c);
 	mark_dirty(c);
+	watch(c);
 }
 
 /* The descriptor is there. */
@@ -364,7 +382,7 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	bufferevent_setfd(c->bev, fd);
 	if (c->is_socket && c->peer.any.sa_family != AF_UNIX) {
 		sock_nodelay(fd, c->flow.nodelay);
-		if (c->flow.keepalive >= 0 && sock_keepalive(fd, true, c->flow.keepalive, 0, 0) < 0)
+		if (c->flow.keepalive >= 0 && sock_keepalive(fd, true, c->flow.keepalive, c->flow.keepalive_interval, c->flow.keepalive_count) < 0)
 			conn_end_errno(c, errno);
 	}
 	if (c->flow.idle_timeout_ns)
@@ -406,7 +424,7 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 	if (c->write_error) /* it will end as soon as its input has been read */
 		return SEND_CLOSED;
 	if (length == 0)
-		return c->full ? SEND_FULL : SEND_OK;
+		return c->queued > c->flow.high_water ? SEND_FULL : SEND_OK;
 	if (length > c->flow.max_outbound || c->queued > c->flow.max_outbound - length) {
 		conns->loop->stats->limits_met++;
 		conn_end(c, "ELIMIT", "outbound limit");
@@ -416,6 +434,7 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 		conn_end_errno(c, ENOMEM);
 		return SEND_CLOSED;
 	}
+	c->unsent = true;
 	c->queued += length;
 	if (!c->filter)
 		c->wire_queued += length;
@@ -423,14 +442,15 @@ enum send_result conn_send(struct conn *c, const void *bytes, size_t length)
 	conns->loop->stats->bytes_queued = conns->queued;
 	if (!c->writing)
 		mark_dirty(c);
-	if (c->queued > c->flow.high_water)
-		c->full = true;
 	if (conns->queued > conns->max_queued) {
 		enforce_max_queued(conns);
 		if (c->state == CONN_ENDING)
 			return SEND_CLOSED;
 	}
-	return c->full ? SEND_FULL : SEND_OK;
+	if (c->queued <= c->flow.high_water)
+		return SEND_OK;
+	c->full = true;
+	return SEND_FULL;
 }
 
 /* Close after writing. */
@@ -438,7 +458,7 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 {
 	if (!conn_usable(c))
 		return;
-	if (!c->queued && (c->state == CONN_CONNECTING || (c->eof && !c->filter))) {
+	if (!c->queued && (c->state == CONN_CONNECTING || (c->eof && (!c->filter || c->filter_finished)))) {
 		conn_end(c, code, why); /* nothing to flush, and nobody to wait for */
 		return;
 	}
@@ -451,7 +471,8 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 		start_flushing(c);
 }
 
-/* Marks the end; all that still could call back is taken from the loop now. */
+/* Marks the end; all that still could call back is taken from the loop now. What was not sent goes at once, not with the rest: until
+ * the turn's end it would count against the others. */
 void conn_end(struct conn *c, const char *code, const char *why)
 {
 	struct conns *conns = c->conns;
@@ -461,6 +482,7 @@ void conn_end(struct conn *c, const char *code, const char *why)
 	c->state = CONN_ENDING;
 	c->end_code = code;
 	c->end_why = why;
+	drop_output(c);
 	c->next_ending = NULL;
 	*conns->ending_end = c;
 	conns->ending_end = &c->next_ending;
@@ -500,6 +522,10 @@ void conn_pause(struct conn *c)
 {
 	if (c->paused || !conn_usable(c))
 		return;
+	if (c->write_error) { /* its end was left to a reader that stops now */
+		conn_end_errno(c, c->write_error);
+		return;
+	}
 	c->paused = true;
 	watch(c);
 }
@@ -510,8 +536,8 @@ void conn_resume(struct conn *c)
 	if (!c->paused || !conn_usable(c))
 		return;
 	c->paused = false;
-	watch(c);
 	mark_dirty(c);
+	watch(c);
 	if (c->filter)
 		c->filter->resumed(c);
 }
@@ -534,7 +560,7 @@ void conn_set_filter(struct conn *c, const struct conn_filter *filter, void *dat
 void conn_wire_changed(struct conn *c)
 {
 	account(c);
-	if (c->wire_queued && !c->writing && c->state != CONN_ENDING)
+	if ((c->queued || c->shut_asked) && !c->writing && c->state != CONN_ENDING)
 		mark_dirty(c);
 }
 
@@ -549,6 +575,19 @@ void conn_flush_now(struct conn *c)
 	account(c);
 }
 
+/* The socket's pending error, which the kernel tells once only: the end is told it all the same. */
+int conn_error(struct conn *c)
+{
+	if (c->write_error)
+		return c->write_error;
+	int error = c->fd >= 0 ? sock_error(c->fd) : 0;
+	if (error) {
+		write_failed(c, error);
+		c->lost = true; /* whatever it was, it is the reason of the end */
+	}
+	return error;
+}
+
 /* Sets the idle limit; it counts from the last byte. */
 void conn_set_idle_timeout(struct conn *c, uint64_t timeout_ns)
 {
@@ -561,8 +600,12 @@ void conn_set_idle_timeout(struct conn *c, uint64_t timeout_ns)
 /* Sets the limit of connecting. */
 void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns)
 {
-	if (c->state == CONN_CONNECTING)
+	if (c->state != CONN_CONNECTING)
+		return;
+	if (timeout_ns)
 		timer_start(c->conns->loop, &c->deadline, timeout_ns);
+	else
+		timer_stop(c->conns->loop, &c->deadline);
 }
 
 /* Sets the marks of back-pressure. */

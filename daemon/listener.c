@@ -172,6 +172,31 @@ static char *make_name(const struct listen_conf *conf, const struct addr *local)
 	return mem_printf("%s://%s", scheme_name(conf->url.scheme), addr_format(local, text));
 }
 
+/* Notes which file the socket has made. */
+static void remember_file(struct listener *l, const char *path)
+{
+	struct stat st;
+
+	if (lstat(path, &st) < 0)
+		return; /* gone already */
+	l->unlink_path = mem_strdup(path);
+	l->unlink_device = st.st_dev;
+	l->unlink_inode = st.st_ino;
+}
+
+/* Removes the socket's file, if it is still that one. */
+static void remove_file(struct listener *l)
+{
+	struct stat st;
+
+	if (!l->unlink_path)
+		return;
+	bool ours = lstat(l->unlink_path, &st) == 0 && st.st_dev == l->unlink_device && st.st_ino == l->unlink_inode;
+	if (ours && unlink(l->unlink_path) < 0)
+		log_warn("listen %s: cannot remove the socket file: %s", l->name, errno_text(errno));
+	free(l->unlink_path);
+}
+
 /* Opens a listener. */
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
@@ -183,8 +208,10 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 	int fd = sock_listen(&a, conf->backlog, conf->reuse_port, conf->mode);
 	if (fd < 0) {
 		int saved = errno;
+		bool low = saved == EACCES && conf->url.scheme == SCHEME_TCP && conf->url.port < 1024;
 		*why = saved == EEXIST ? mem_printf("listen %s: the path exists and is no socket", conf->url_text)
-				       : mem_printf("listen %s: %s", conf->url_text, errno_text(saved));
+				       : mem_printf("listen %s: %s%s", conf->url_text, errno_text(saved),
+						 low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
 		errno = saved;
 		return NULL;
 	}
@@ -196,7 +223,7 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 	l->url = mem_strdup(conf->url_text);
 	l->name = make_name(conf, &l->local);
 	if (conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
-		l->unlink_path = mem_strdup(conf->url.path);
+		remember_file(l, conf->url.path);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
 	l->on_accept = on_accept;
@@ -270,9 +297,7 @@ void listener_close(struct listener *l)
 	l->watched = false;
 	event_free(l->event);
 	timer_stop(l->loop, &l->retry);
-	if (l->unlink_path && unlink(l->unlink_path) < 0 && errno != ENOENT)
-		log_warn("listen %s: cannot remove the socket file: %s", l->name, errno_text(errno));
-	free(l->unlink_path);
+	remove_file(l);
 	close(l->fd);
 	l->fd = -1;
 	free_if_done(l);

@@ -306,6 +306,7 @@ static void keep_names(struct lua_conn *lc)
 	if (!lc->names)
 		lc->names = mem_zalloc(sizeof *lc->names);
 	lc->names->peer = lc->c->peer;
+	lc->names->flow = lc->c->flow;
 	if (lc->c->fd >= 0 && !sock_local(lc->c->fd, &lc->names->local))
 		lc->names->local.length = 0;
 }
@@ -475,7 +476,8 @@ static void begin(struct lua_conn *lc, struct begin_call *b)
 	call->callback = "post_init";
 	if (!vm_enter(lc->vm, call))
 		return;
-	if (b->function_ref != LUA_NOREF) {
+	bool stopped = lc->listener && lc->listener->fd < 0; /* by what was called: it has given its function back */
+	if (b->function_ref != LUA_NOREF && !stopped) {
 		call->body = function_body;
 		call->callback = "connection function";
 		vm_enter(lc->vm, call);
@@ -572,7 +574,7 @@ void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct 
 	if (tls)
 		(void)!tls_start(a.lc->c, tls, NULL, &lua_conn_tls_events);
 	begin(a.lc, &b);
-	if (accepted && a.lc->c->state != CONN_ENDING) {
+	if (accepted && a.lc->c->state != CONN_ENDING && l->fd >= 0) { /* the callbacks may have stopped the server, and it may be gone */
 		struct lua_accepted event = {.server = server, .lc = a.lc};
 		struct vm_call call = {.body = accepted, .argument = &event, .callback = "accept", .subject = &a.lc->subject};
 		vm_enter(vm, &call);

@@ -134,7 +134,7 @@ static int protect_done(lua_State *L, int status, lua_KContext context)
 	struct vm *vm = vm_of(L);
 
 	(void)context;
-	if (status != LUA_OK && status != LUA_YIELD) {
+	if (status != LUA_OK && status != LUA_YIELD && !vm->overrun) { /* a callback that is being stopped is reported as a whole */
 		struct lua_conn *lc = lua_conn_test(L, 1);
 		vm_report(vm, lc ? &lc->subject : NULL, lua_tostring(L, 2), lua_tostring(L, -1));
 	}
@@ -297,8 +297,7 @@ static int open_vm(lua_State *L)
 	lua_getglobal(L, "require");
 	lua_pushliteral(L, "em");
 	lua_call(L, 1, 0);
-	vm->callback = lua_newthread(L);
-	luaL_ref(L, LUA_REGISTRYINDEX); /* for the VM's lifetime */
+	vm_open_callbacks(L);
 	return 0;
 }
 
@@ -329,7 +328,8 @@ static void resume_body(lua_State *L, int arguments)
 		luaL_tolstring(L, -1, NULL);
 		luaL_traceback(L, co, lua_tostring(L, -1), 0);
 		vm_report(vm, NULL, "script", lua_tostring(L, -1));
-		lua_resetthread(co);
+		if (!vm->overrun)
+			vm_reset(L, co);
 	}
 	vm_unref(vm, &vm->body_ref);
 }

@@ -5,6 +5,7 @@
 #include "lua_methods.h"
 
 #include <errno.h>
+#include <sys/socket.h>
 
 #include "lua_arg.h"
 #include "lua_conn.h"
@@ -16,10 +17,12 @@ static int closed(lua_State *L)
 	return arg_failure(L, "ENOTCONN", "closed");
 }
 
-/* The connection of self; NULL once it has ended. During unbind it is still there. */
+/* The connection of self; NULL once it has ended. During unbind it is still there, until reconnect has made the next one. */
 static struct conn *self_conn(lua_State *L)
 {
-	return lua_conn_check(L, 1)->c;
+	struct lua_conn *lc = lua_conn_check(L, 1);
+
+	return lc->again ? lc->again : lc->c;
 }
 
 /* The same, but NULL also from the moment on in which it was closed. */
@@ -81,6 +84,7 @@ static int l_close_connection(lua_State *L)
 static int l_close_connection_after_writing(lua_State *L)
 {
 	luaL_checktype(L, 1, LUA_TTABLE);
+	lua_settop(L, 1);
 	lua_getfield(L, 1, "close_connection");
 	lua_pushvalue(L, 1);
 	lua_pushboolean(L, true);
@@ -206,11 +210,13 @@ static int l_set_pending_connect_timeout(lua_State *L)
 	uint64_t ns = arg_seconds(L, 2);
 	struct lua_conn *lc = lua_conn_check(L, 1);
 
+	struct conn *c = usable_conn(L);
+
 	luaL_argcheck(L, ns > 0, 2, "must be above 0");
-	if (!usable_conn(L))
+	if (!c)
 		return closed(L);
 	lc->connect_timeout_ns = ns;
-	conn_set_connect_timeout(lc->c, ns);
+	conn_set_connect_timeout(c, ns);
 	return done(L);
 }
 
@@ -236,7 +242,7 @@ static int l_get_idle_time(lua_State *L)
 	return 1;
 }
 
-/* enable_keepalive([idle, interval, count]): whole seconds. Before the connection is up it is remembered (idle alone). */
+/* enable_keepalive([idle, interval, count]): whole seconds. Before the connection is up it is remembered. */
 static int l_enable_keepalive(lua_State *L)
 {
 	int figures[3];
@@ -247,6 +253,8 @@ static int l_enable_keepalive(lua_State *L)
 	if (!c)
 		return closed(L);
 	c->flow.keepalive = figures[0];
+	c->flow.keepalive_interval = figures[1];
+	c->flow.keepalive_count = figures[2];
 	if (c->fd >= 0 && sock_keepalive(c->fd, true, figures[0], figures[1], figures[2]) < 0)
 		return arg_failure_errno(L, errno);
 	return done(L);
@@ -263,6 +271,12 @@ static int l_disable_keepalive(lua_State *L)
 	if (c->fd >= 0 && sock_keepalive(c->fd, false, 0, 0, 0) < 0)
 		return arg_failure_errno(L, errno);
 	return done(L);
+}
+
+/* What a method returns that needs the socket itself when there is none: not yet, or not any more. */
+static int no_socket(lua_State *L, const struct conn *c)
+{
+	return c ? arg_failure(L, "ENOTCONN", "not connected yet") : closed(L);
 }
 
 /* The option that arguments 2 and 3 name. */
@@ -284,7 +298,7 @@ static int l_set_sock_opt(lua_State *L)
 	struct conn *c = usable_conn(L);
 
 	if (!c || c->fd < 0)
-		return closed(L);
+		return no_socket(L, c);
 	if (sock_option_set(c->fd, option, value) < 0)
 		return arg_failure_errno(L, errno);
 	return done(L);
@@ -298,8 +312,10 @@ static int l_get_sock_opt(lua_State *L)
 	int value;
 
 	if (!c || c->fd < 0)
-		return closed(L);
-	if (sock_option_get(c->fd, option, &value) < 0)
+		return no_socket(L, c);
+	if (option->level_number == SOL_SOCKET && option->number == SO_ERROR)
+		value = conn_error(c);
+	else if (sock_option_get(c->fd, option, &value) < 0)
 		return arg_failure_errno(L, errno);
 	if (option->is_switch)
 		lua_pushboolean(L, value != 0);
@@ -312,10 +328,10 @@ static int l_get_sock_opt(lua_State *L)
 static int l_error(lua_State *L)
 {
 	struct conn *c = self_conn(L);
-	int error = c && c->fd >= 0 ? sock_error(c->fd) : 0;
 
 	if (!c)
 		return closed(L);
+	int error = conn_error(c);
 	if (error)
 		lua_pushstring(L, errno_code(error));
 	else

@@ -578,12 +578,9 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 		lua_settop(L, 1);
 		return 1;
 	}
-	struct flow flow;
-	flow_defaults(&flow);
+	struct flow flow = lc->unbinding ? lc->c->flow : lc->names->flow;
 	const char *label = push_url(L, host, port);
-	if (lc->unbinding) {
-		flow = lc->c->flow;
-	} else { /* long gone: it is taken back into the VM's keeping */
+	if (!lc->unbinding) { /* long gone: it is taken back into the VM's keeping */
 		lua_pushvalue(L, 1);
 		lc->subject.self_ref = vm_ref(L);
 	}

@@ -60,8 +60,9 @@ static int l_wrapped(lua_State *L)
 	if (results >= 0)
 		return results;
 	int status = lua_status(co);
-	if (status != LUA_OK && status != LUA_YIELD) { /* an error in the coroutine: its pending variables are closed */
-		status = lua_resetthread(co);
+	/* an error in the coroutine: its pending variables are closed */
+	if (status != LUA_OK && status != LUA_YIELD && !vm_of(L)->overrun) {
+		status = vm_reset(L, co);
 		lua_xmove(co, L, 1);
 	}
 	if (status != LUA_ERRMEM && lua_type(L, -1) == LUA_TSTRING) {
@@ -81,6 +82,43 @@ static int l_wrap(lua_State *L)
 	lua_xmove(L, co, 1);
 	lua_pushcclosure(L, l_wrapped, 1);
 	return 1;
+}
+
+/* The message handler of xpcall: not called any more by the errors that stop a callback, which come while hooks are off. */
+static int l_message_handler(lua_State *L)
+{
+	if (vm_of(L)->overrun)
+		return 1;
+	lua_pushvalue(L, lua_upvalueindex(1));
+	lua_insert(L, 1);
+	lua_call(L, lua_gettop(L) - 1, 1);
+	return 1;
+}
+
+/* The end of xpcall: true and what the function returned, or false and what the message handler did; the boolean is at index 1. */
+static int xpcall_done(lua_State *L, int status, lua_KContext context)
+{
+	(void)context;
+	if (status == LUA_OK || status == LUA_YIELD)
+		return lua_gettop(L) - 1;
+	lua_pushboolean(L, false);
+	lua_insert(L, -2);
+	return 2;
+}
+
+/* xpcall(f, handler, ...) */
+static int l_xpcall(lua_State *L)
+{
+	int count = lua_gettop(L) - 2;
+
+	luaL_checktype(L, 2, LUA_TFUNCTION);
+	lua_pushvalue(L, 2);
+	lua_pushcclosure(L, l_message_handler, 1);
+	lua_remove(L, 2);
+	lua_insert(L, 1);
+	lua_pushboolean(L, true);
+	lua_insert(L, 2); /* handler, true, f, arguments */
+	return xpcall_done(L, lua_pcallk(L, count, LUA_MULTRET, 1, 0, xpcall_done), 0);
 }
 
 /* Calls upvalue 1 with the mode argument (at index mode) forced to text. */
@@ -259,6 +297,8 @@ void lua_sandbox_open(lua_State *L, bool restricted)
 	wrap_field(L, "loadfile", l_loadfile);
 	lua_pushcfunction(L, l_dofile);
 	lua_setfield(L, -2, "dofile");
+	lua_pushcfunction(L, l_xpcall);
+	lua_setfield(L, -2, "xpcall");
 	lua_pop(L, 1);
 	if (restricted)
 		restrict_libraries(L);

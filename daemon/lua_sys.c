@@ -8,11 +8,12 @@
 #include "lua_arg.h"
 #include "log.h"
 
-/* Writes the message at the top of the stack with the connection in whose callback it was logged and the place of the script's call. */
+/* Writes the message at the top of the stack with the callback in which it was logged, its connection and the place of the call. */
 static void write_line(lua_State *L, enum log_level level)
 {
-	struct vm_subject *subject = vm_of(L)->call ? vm_of(L)->call->subject : NULL;
-	struct log_context context = {0};
+	const struct vm_call *call = vm_of(L)->call;
+	struct vm_subject *subject = call ? call->subject : NULL;
+	struct log_context context = {.callback = call ? call->callback : NULL};
 	lua_Debug place;
 	char source[sizeof place.short_src + 16], peer[ADDR_TEXT_SIZE];
 

@@ -51,7 +51,7 @@ struct vm *vm_new(const struct vm_options *options, lua_CFunction open, char **w
 	vm->memory_limit = options->config->memory_limit;
 	vm->loading = !options->is_script;
 	vm->error_handler_ref = vm->hooks_ref = vm->ticks_ref = LUA_NOREF;
-	vm->body_ref = vm->connection_ref = vm->metas_ref = vm->handlers_ref = LUA_NOREF;
+	vm->body_ref = vm->connection_ref = vm->metas_ref = vm->handlers_ref = vm->callback_ref = LUA_NOREF;
 	vm->L = lua_newstate(allocate, vm);
 	if (!vm->L) {
 		*why = mem_strdup("memory_limit is too small for a Lua state");
@@ -89,24 +89,28 @@ void vm_free(struct vm *vm)
 	free(vm);
 }
 
-/* Ends what runs in the script: by yielding, which nothing in a script can catch, or where C functions are in between by an error. */
+/*
+ * Ends what runs in the script: by yielding, which nothing in a script can catch, or where C functions are in between by an error. Lua
+ * lets a hook yield at an instruction alone: at a call it would leave the coroutine with its hooks off for ever.
+ */
 static void on_hook(lua_State *L, lua_Debug *debug)
 {
 	struct vm *vm = vm_of(L);
 
-	(void)debug;
-	if (!vm->overrun)
+	if (!vm->overrun) {
 		lua_sethook(L, NULL, 0, 0); /* left over in a coroutine that was stopped once and is resumed by a later callback */
-	else if (lua_isyieldable(L))
+	} else if (!lua_isyieldable(L)) {
+		lua_pushstring(L, overrun_message);
+		lua_error(L);
+	} else if (debug->event == LUA_HOOKCOUNT) {
 		lua_yield(L, 0);
-	else
-		luaL_error(L, "%s", overrun_message);
+	}
 }
 
-/* Makes the hook run at the next instruction of L, and at each one after it. */
+/* Makes the hook run at the next instruction of L, and at each one after it; at calls too, for C functions that call C functions. */
 static void set_hook(lua_State *L)
 {
-	lua_sethook(L, on_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+	lua_sethook(L, on_hook, LUA_MASKCALL | LUA_MASKCOUNT, 1);
 }
 
 /* From the guard's signal handler, on this thread. */
@@ -128,6 +132,20 @@ int vm_resume(lua_State *L, lua_State *co, int arguments, int *results)
 	if (vm->overrun)
 		set_hook(co);
 	int status = lua_resume(co, L, arguments, results);
+	vm->running = before;
+	if (vm->overrun)
+		set_hook(before);
+	return status;
+}
+
+/* Closes what is pending in a coroutine that has failed, as lua_resetthread does. */
+int vm_reset(lua_State *L, lua_State *co)
+{
+	struct vm *vm = vm_of(L);
+	lua_State *before = vm->running;
+
+	vm->running = co;
+	int status = lua_resetthread(co);
 	vm->running = before;
 	if (vm->overrun)
 		set_hook(before);
@@ -181,6 +199,7 @@ static int describe_failure(lua_State *L)
 {
 	struct failure *f = lua_touserdata(L, 1);
 	struct vm *vm = vm_of(L);
+	lua_Debug frame;
 
 	if (f->status == LUA_YIELD) {
 		lua_pushstring(L, vm->overrun ? overrun_message : "attempt to yield from outside a coroutine");
@@ -188,9 +207,49 @@ static int describe_failure(lua_State *L)
 		lua_xmove(f->co, L, 1);
 		error_text(L);
 	}
-	luaL_traceback(L, f->co, lua_tostring(L, -1), 0);
+	if (lua_getstack(f->co, 1, &frame)) /* above our own function: a script had its part in it */
+		luaL_traceback(L, f->co, lua_tostring(L, -1), 0);
 	f->text = mem_strdup(lua_tostring(L, -1));
 	return 0;
+}
+
+/* Makes the coroutine that callbacks run on. */
+static int make_callback_coroutine(lua_State *L)
+{
+	struct vm *vm = vm_of(L);
+	lua_State *co = lua_newthread(L);
+	int ref = luaL_ref(L, LUA_REGISTRYINDEX);
+
+	luaL_unref(L, LUA_REGISTRYINDEX, vm->callback_ref);
+	vm->callback_ref = ref;
+	vm->callback = co;
+	return 0;
+}
+
+/* Makes the coroutine of a new VM. */
+void vm_open_callbacks(lua_State *L)
+{
+	lua_pushcfunction(L, make_callback_coroutine);
+	lua_call(L, 0, 0);
+}
+
+/*
+ * Clears the callback coroutine after a failure. Its pending __close are run under the same time limit; but an error that our hook has
+ * raised leaves the coroutine with its hooks off, so that they would have no limit: it is given up then, with what it had to close.
+ */
+static void clear_callback(struct vm *vm, int status)
+{
+	if (vm->overrun && status != LUA_YIELD) {
+		lua_sethook(vm->L, NULL, 0, 0); /* a new coroutine takes over its maker's hook */
+		lua_pushcfunction(vm->L, make_callback_coroutine);
+		if (lua_pcall(vm->L, 0, 0, 0) == LUA_OK)
+			return;
+		lua_settop(vm->L, 0);
+	}
+	vm->running = vm->callback;
+	lua_resetthread(vm->callback);
+	vm->running = vm->L;
+	lua_settop(vm->callback, 0);
 }
 
 /* The outermost call: on the callback coroutine. Returns the error's text (caller frees) or NULL. */
@@ -212,8 +271,6 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 	if (f.status == LUA_OK) {
 		lua_settop(L, 0);
 	} else {
-		if (vm->overrun)
-			vm->options.loop->stats->callbacks_stopped++;
 		vm->memory_limit += REPORT_RESERVE;
 		guard_enter(vm->options.guard, vm); /* time of its own: it may call the script's __tostring */
 		lua_pushcfunction(vm->L, describe_failure);
@@ -228,18 +285,19 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 				f.text = mem_strdup(*out_of_memory ? "not enough memory" : "error in error handling");
 			}
 			lua_settop(vm->L, 0);
-			lua_resetthread(L); /* runs pending __close, under the same limit */
-			lua_settop(L, 0);
+			clear_callback(vm, f.status);
 		}
 		vm->memory_limit -= REPORT_RESERVE;
 	}
+	guard_leave(vm->options.guard); /* no overrun comes up behind the next line */
 	if (vm->overrun) {
 		vm->overrun = false;
-		lua_sethook(L, NULL, 0, 0);
+		vm->options.loop->stats->callbacks_stopped += f.text != NULL;
 		lua_sethook(vm->L, NULL, 0, 0);
+		if (vm->callback)
+			lua_sethook(vm->callback, NULL, 0, 0);
 	}
 	vm->depth--;
-	guard_leave(vm->options.guard);
 	return f.text;
 }
 

@@ -79,13 +79,23 @@ static bool override(struct command_line *line, const char *name, const char *va
 	return true;
 }
 
+/* Whether a subcommand has an option. getopt asks its list of letters for short options only; these are for the long ones. */
+static bool belongs(int option, const char *short_options)
+{
+	if (option == 'D')
+		option = 't'; /* --dump goes with --check */
+	return option == '?' || option == 'L' || option == 'V' || strchr(short_options, option);
+}
+
 /* Takes the options; -1 to go on, else the exit status. The index of the first operand is in optind. */
 static int parse(struct command_line *line, int argc, char **argv, const char *short_options)
 {
-	int c;
+	int c, index = 0;
 
-	while ((c = getopt_long(argc, argv, short_options, long_options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, short_options, long_options, &index)) != -1) {
 		char *equals;
+		if (!belongs(c, short_options))
+			return misuse("this command does not take --", long_options[index].name);
 		switch (c) {
 		case 'c':
 			line->config_path = optarg;
@@ -175,8 +185,6 @@ static int serve(int argc, char **argv, bool check)
 
 	if (status < 0 && optind < argc)
 		status = misuse("unknown command or too many arguments: ", argv[optind]);
-	if (status < 0 && line.url_count)
-		status = misuse("-l goes with run", "");
 	if (status >= 0) {
 		free(line.overrides);
 		return status;

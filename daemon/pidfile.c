@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@
 
 #include "mem.h"
 
-/* The pid in a file, 0 if there is none. */
+/* The pid in a file, 0 if there is none that a process could have. */
 static long read_pid(const char *path)
 {
 	char text[32];
@@ -25,7 +26,8 @@ static long read_pid(const char *path)
 	if (n <= 0)
 		return 0;
 	text[n] = '\0';
-	return strtol(text, NULL, 10);
+	long pid = strtol(text, NULL, 10);
+	return pid > 0 && pid <= INT_MAX ? pid : 0;
 }
 
 /* Writes it. */

@@ -181,7 +181,9 @@ static struct listener **open_ports(struct service *s, const struct config *conf
 		}
 		open[i] = p ? p->l : listener_open(s->runtime.loop, conf, lua_net_on_accept, NULL, &why);
 		if (!open[i]) {
-			problems_add_at(problems, conf->file, conf->line, "%s", why);
+			bool gave_up = errno == EACCES && s->newest && config->user;
+			problems_add_at(problems, conf->file, conf->line, "%s%s", why,
+				gave_up ? ": the daemon has given up its rights, restart it" : "");
 			free(why);
 		}
 	}
@@ -619,9 +621,10 @@ int service_run(const struct service_options *options)
 	struct problems problems = {0};
 	char *why = NULL;
 	struct config *config = read_config(options, &problems);
-	bool started = false, to_file = config && config->log_file;
+	bool started = false, to_file = false;
 
 	if (config && apply_log(config, &problems)) {
+		to_file = config->log_file != NULL;
 		if (!runtime_open(&s.runtime, config, &why)) {
 			problems_add(&problems, "%s", why);
 			free(why);

@@ -498,6 +498,7 @@ static bool set_server(struct tls_context *context, const struct tls_conf *conf,
 	SSL_CTX_set_session_id_context(ctx, (const unsigned char *)"reactord", 8);
 	SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, on_ticket);
 	SSL_CTX_set_timeout(ctx, TICKET_LIFETIME_S);
+	SSL_CTX_set_num_tickets(ctx, 0); /* TLS 1.3's go with the first answer, see tls_filter.c */
 	if (conf->alpn.count) {
 		context->alpn = alpn_wire(&conf->alpn, &context->alpn_length);
 		SSL_CTX_set_alpn_select_cb(ctx, on_alpn, context);

@@ -27,6 +27,7 @@ struct tls_filter {
 	struct timer late_eof; /* tells of the peer's goodbye that was read while paused */
 	bool begun;            /* the first message has been made */
 	bool up;               /* the handshake has ended */
+	bool ticket;           /* one has been made */
 	bool goodbye;          /* close_notify has been sent */
 	bool peer_goodbye;     /* and received */
 	bool failed;
@@ -211,6 +212,15 @@ static void encrypt(struct conn *c)
 
 	if (!f->begun && !f->context->server && c->fd >= 0)
 		(void)shake_hands(f); /* the client's first word */
+	/*
+	 * A ticket goes with the first answer and not with the handshake's end: a client that only writes and closes would have it unread
+	 * in its buffer then, which makes its kernel send RST and destroy what it had written last.
+	 */
+	if (f->up && !f->ticket && f->context->server && evbuffer_get_length(c->plain)) {
+		f->ticket = true;
+		if (SSL_version(f->ssl) == TLS1_3_VERSION)
+			(void)SSL_new_session_ticket(f->ssl);
+	}
 	while (f->up && !f->failed && evbuffer_get_length(c->plain)) {
 		size_t length = evbuffer_get_length(c->plain), done = 0;
 		const void *bytes = evbuffer_pullup(c->plain, (ev_ssize_t)(length < RECORD ? length : RECORD));

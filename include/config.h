@@ -22,6 +22,7 @@ struct flow {
 	size_t low_water, high_water, max_outbound; /* bytes */
 	bool nodelay;
 	int keepalive; /* -1: off, 0: on with the system's times, else idle seconds before the first probe */
+	int keepalive_interval, keepalive_count; /* seconds between probes, and how many; 0: the system's; set by scripts only */
 };
 
 /* A certificate for clients that ask for that name. */

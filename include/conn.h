@@ -82,6 +82,8 @@ struct conn {
 	bool finishing;              /* conn_finish was called */
 	bool full;                   /* above high water, on_drained is owed */
 	bool dirty;                  /* in the list of those to write at the turn's end */
+	bool unsent;                 /* the user has sent bytes that are not all with the kernel yet */
+	bool lost;                   /* such bytes were dropped by a write that failed */
 	int write_error;             /* errno of a write that failed while input may still be waiting, 0 if none */
 	struct flow flow;            /* limits; times are of the monotonic clock */
 	uint64_t last_io_ns;         /* when a byte last moved */
@@ -141,7 +143,7 @@ void conn_pause(struct conn *c);
 void conn_resume(struct conn *c);
 
 void conn_set_idle_timeout(struct conn *c, uint64_t timeout_ns);    /* 0: none */
-void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns); /* while connecting; from now */
+void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns); /* while connecting; from now; 0: none */
 bool conn_set_watermarks(struct conn *c, size_t low, size_t high) __attribute__((warn_unused_result));
 
 /* Puts a filter in, which must not have one yet. What was sent before goes out as it is. */
@@ -153,6 +155,9 @@ void conn_deliver(struct conn *c, const char *bytes, size_t length);
 void conn_deliver_eof(struct conn *c);
 void conn_wire_changed(struct conn *c);
 void conn_flush_now(struct conn *c);
+
+/* The errno that the socket has pending, 0 if none. The connection's end is told it too. */
+int conn_error(struct conn *c);
 
 /* Is it still good for sending? */
 static inline bool conn_usable(const struct conn *c)

@@ -1,7 +1,7 @@
 /*
  * The limit on the time of one callback. A POSIX timer ticks while callbacks run and sees the same callback in several ticks
  * running: it then calls on_overrun from a signal handler on the loop's own thread. Entering and leaving costs two stores; the
- * timer is armed once in a tick at most and not at all while the loop sleeps.
+ * timer is armed once in a tick at most; it rings once after the last callback, and then no more while the loop sleeps.
  */
 #ifndef REACTORD_GUARD_H
 #define REACTORD_GUARD_H

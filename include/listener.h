@@ -5,6 +5,7 @@
 #define REACTORD_LISTENER_H
 
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "addr.h"
 #include "config.h"
@@ -24,6 +25,8 @@ struct listener {
 	char *url;                   /* as configured, in its canonical spelling */
 	char *name;                  /* the same with the port that the system picked */
 	char *unlink_path;           /* socket file to remove at the end, NULL if none */
+	dev_t unlink_device;         /* which file that is: another server may have put its own there meanwhile */
+	ino_t unlink_inode;
 	uint64_t max_connections, max_per_address; /* 0: no limit */
 	uint64_t live;               /* accepted and not yet released */
 	struct address_count *addresses; /* uthash, only with max_per_address */

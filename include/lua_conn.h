@@ -17,9 +17,10 @@ struct lua_class {
 	int args_count;
 };
 
-/* The addresses of a connection that has ended. */
+/* What is still known of a connection that has ended: its addresses, and the limits for a next one. */
 struct lua_conn_names {
 	struct addr peer, local;
+	struct flow flow;
 };
 
 /* The handle: born without a connection, with one while it lives, without one afterwards. */

@@ -58,6 +58,7 @@ struct vm_options {
 struct vm {
 	lua_State *L;          /* the main thread: errors are reported on it */
 	lua_State *callback;   /* the coroutine that callbacks run on, so that a hook can end them by yielding */
+	int callback_ref;      /* keeps it */
 	lua_State *running;    /* the coroutine that runs now, for the time limit's hook */
 	lua_State *body;       /* a script's body while it has not ended, NULL in the daemon */
 	int body_ref;          /* keeps it */
@@ -99,6 +100,9 @@ struct vm *vm_new(const struct vm_options *options, lua_CFunction open, char **w
 /* Frees a VM that has no connections, servers and timers any more. */
 void vm_free(struct vm *vm);
 
+/* Gives a new VM the coroutine that callbacks run on; the last step of furnishing it, may raise. */
+void vm_open_callbacks(lua_State *L);
+
 /* From now on its next-ticks run. */
 void vm_start(struct vm *vm);
 
@@ -125,6 +129,10 @@ int vm_resume(lua_State *L, lua_State *co, int arguments, int *results);
 
 /* Raises while handler files load: a reload that is refused must have had no effect, so they open and change nothing outside the VM. */
 void vm_check_open(lua_State *L);
+
+/* Closes the pending variables of a coroutine that ended with an error and returns its status, the error being on co. Not under overrun:
+ * an error that the time limit's hook has raised leaves hooks off, so that there would be no limit. */
+int vm_reset(lua_State *L, lua_State *co);
 
 /* Counted registry references: vm_ref takes the value on top of the stack (may raise). vm_unref(LUA_NOREF) does nothing. */
 int vm_ref(lua_State *L);

@@ -115,6 +115,18 @@ function t.free_port()
   error("no port is free")
 end
 
+-- Until the test's end the daemon is a copy in the private folder, shipped handlers included: other users may be unable to reach the
+-- checkout.
+function t.copy_daemon()
+  local folder = t.path("copy")
+  for _, name in ipairs { "", "/bin" } do assert(lfs.mkdir(folder .. name)) end
+  local ok = os.execute(("cp %q %q && cp -r %q %q && chmod -R a+rX %q"):format(t.binary, folder .. "/bin/reactord", t.root .. "/handlers",
+    folder, folder))
+  assert(ok, "the daemon cannot be copied")
+  made.binary = made.binary or t.binary
+  t.binary = folder .. "/bin/reactord"
+end
+
 -- Processes -----------------------------------------------------------------------------------------------------------
 
 -- Sanitizers report into the test's folder; their other options come from the environment of the run.
@@ -627,6 +639,7 @@ function t.cleanup()
   end
   local reports = sanitizer_reports()
   if reports then fault = fault or "the daemon's sanitizers reported:\n" .. reports end
+  if made.binary then t.binary = made.binary end
   if made.folder then remove_tree(made.folder) end
   made = nothing()
   if fault then error(fault, 0) end

@@ -349,7 +349,8 @@ describe("handler files while they load", function()
       'em.start_unix_domain_server("x.sock")', 'em.connect_unix_domain("x.sock")', 'em.bind_connect("127.0.0.1", 0, "127.0.0.1", 1)',
     } do
       t.write("opens.lua", ('local em = require "em"\n%s\nreturn {}'):format(call))
-      local r = t.reactord { "-c", t.write("c.conf", ('listen "tcp://127.0.0.1:%d" { handler = "opens" }\nhandlers = { "." }'):format(port)) }
+      local config = t.write("c.conf", ('listen "tcp://127.0.0.1:%d" { handler = "opens" }\nhandlers = { "." }'):format(port))
+      local r = t.reactord { "-c", config }
       assert.equal(1, r.status)
       assert.matches("opens.lua:2: nothing can be opened while handlers load: do it in em.next_tick%(fn%) or em.run%(fn%)", r.err)
     end
@@ -447,7 +448,8 @@ describe("a reload is refused and changes nothing", function()
     local d, port = start()
     local c = t.connect(port):expect("one\n")
     t.write("greet.lua", "local em = require 'em'\n\nlocal H = = 1\n")
-    assert.matches("reload refused: [^\n]*reactord.conf:1: handler 'greet': [^\n]*greet.lua:3: unexpected symbol near '='", reload_refused(d))
+    assert.matches("reload refused: [^\n]*reactord.conf:1: handler 'greet': [^\n]*greet.lua:3: unexpected symbol near '='",
+      reload_refused(d))
     t.write("greet.lua", "local em = require 'em'\nlocal x = nil + 1\n")
     assert.matches("greet.lua:2: attempt to perform arithmetic on a nil value", reload_refused(d))
     t.write("greet.lua", "local em = require 'em'\n")

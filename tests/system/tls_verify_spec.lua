@@ -1,0 +1,204 @@
+-- Who is believed: clients check chain and name by default, servers ask for certificates where they are told to, scripts may decide.
+
+local pki = require "tests.support.pki"
+local t = require "tests.support.harness"
+local tls = require "tests.support.tls"
+
+-- Runs a script that connects once and prints how that ends; options: the text of tls, handler: more members.
+local function connect(port, options, handler, host)
+  return t.script(([[
+    local em = require "em"
+    local handler = { %s }
+    handler.ssl_handshake_completed = function(self) print("up"); self:send_data("hello") end
+    handler.receive_data = function(self, data) print("got " .. data); self:close_connection_after_writing() end
+    handler.unbind = function(_, err, why) print("end " .. tostring(err) .. " " .. why) end
+    em.connect({ url = "tls://%s:%d", tls = { %s } }, handler)
+  ]]):format(handler or "", host or "localhost", port, options or "")).out
+end
+
+-- Serves echo with that certificate; more: options of tls.
+local function serve(port, name, more)
+  return t.start {
+    config = ('listen "tls://127.0.0.1:%d" { handler = "echo", tls = { certificate = "%s.pem", private_key = "%s.key", %s } }'):format(port,
+      name, name, more or ""),
+  }
+end
+
+describe("a TLS client", function()
+  t.auto()
+
+  it("checks chain and name by default, against the system's store or that of its options", function()
+    local ca = pki.authority "ca"
+    pki.issue(ca, "server")
+    local port = t.free_port()
+    local d = serve(port, "server")
+    assert.equal("up\ngot hello\nend nil closed\n", connect(port, 'ca_file = "' .. ca.cert .. '"'))
+    assert.equal("up\ngot hello\nend nil closed\n", connect(port, "ca_file = [[" .. t.read "ca.pem" .. "]]"))
+    assert.matches("^end ETLS certificate verify failed: unable to get local issuer certificate\n$", connect(port))
+    assert.equal("up\ngot hello\nend nil closed\n", connect(port, "verify_peer = false"))
+    assert.equal("up\ngot hello\nend nil closed\n", connect(port, 'ca_file = "' .. ca.cert .. '"', nil, "127.0.0.1"))
+    t.run { "mkdir", t.path "hashed" }
+    t.run { "cp", ca.cert, t.path "hashed" }
+    t.run { "openssl", "rehash", t.path "hashed" }
+    assert.equal("up\ngot hello\nend nil closed\n", connect(port, 'ca_path = "' .. t.path "hashed" .. '"'))
+    d:stop()
+  end)
+
+  it("refuses a wrong name, an expired certificate, a foreign authority", function()
+    local ca = pki.authority "ca"
+    local other = pki.authority "other"
+    pki.issue(ca, "named", { names = "DNS:somebody.else" })
+    pki.issue(ca, "expired", { days = -1 })
+    local trust = 'ca_file = "' .. ca.cert .. '"'
+    local port = t.free_port()
+    local d = serve(port, "named")
+    assert.equal("end ETLS certificate verify failed: hostname mismatch\n", connect(port, trust))
+    assert.equal("end ETLS certificate verify failed: IP address mismatch\n", connect(port, trust, nil, "127.0.0.1"))
+    assert.equal("up\ngot hello\nend nil closed\n", connect(port, trust .. ', verify_hostname = "somebody.else"'))
+    assert.equal("up\ngot hello\nend nil closed\n", connect(port, trust .. ", verify_hostname = false"))
+    assert.equal("end ETLS certificate verify failed: unable to get local issuer certificate\n",
+      connect(port, 'ca_file = "' .. other.cert .. '"'))
+    d:stop()
+    port = t.free_port()
+    d = serve(port, "expired")
+    assert.equal("end ETLS certificate verify failed: certificate has expired\n", connect(port, trust))
+    d:stop()
+  end)
+
+  it("asks for the name it was given, or for another", function()
+    t.write("names.lua", [[
+      local Names = require "em".Connection:extend()
+      function Names:receive_data() self:send_data(tostring(self:get_sni_hostname())) end
+      return Names
+    ]])
+    local port = t.free_port()
+    local d = t.start { config = ('listen "tls://127.0.0.1:%d" { handler = "names", tls = { self_signed = true } }'):format(port) }
+    assert.matches("got localhost\n", connect(port, "verify_peer = false"))
+    assert.matches("got some.name\n", connect(port, 'verify_peer = false, sni_hostname = "some.name"'))
+    assert.matches("got nil\n", connect(port, "verify_peer = false", nil, "127.0.0.1"))
+    d:stop()
+  end)
+
+  it("leaves the verdict to ssl_verify_peer, which sees every certificate with OpenSSL's opinion", function()
+    local ca = pki.authority "ca"
+    pki.issue(ca, "server")
+    local port = t.free_port()
+    local d = serve(port, "server")
+    local show = [[ssl_verify_peer = function(_, pem, preverified, depth, reason)
+      print(pem:match("^%%S+"), preverified, depth, reason); return RESULT end]]
+    local trust = 'ca_file = "' .. ca.cert .. '"'
+    local seen = connect(port, trust, (show:gsub("RESULT", "true"):gsub("%%%%", "%%")))
+    assert.matches("true\t1\tok\n", seen)
+    assert.matches("true\t0\tok\n", seen)
+    assert.matches("up\ngot hello\n", seen)
+    seen = connect(port, trust, (show:gsub("RESULT", "false"):gsub("%%%%", "%%")))
+    assert.matches("end ETLS certificate verify failed: application verification failure\n$", seen)
+    seen = connect(port, "", (show:gsub("RESULT", "true"):gsub("%%%%", "%%")))
+    assert.matches("false\t0\tunable to get local issuer certificate\n", seen)
+    assert.matches("up\ngot hello\n", seen)
+    seen = connect(port, trust, (show:gsub("RESULT", "error 'oops'"):gsub("%%%%", "%%")))
+    assert.matches("end EHANDLER handler error: .*oops", seen)
+    d:stop()
+  end)
+
+  it("returns nil for files that cannot be used, and raises for options that there are not", function()
+    local r = t.script([[
+      local em = require "em"
+      print(em.connect({ url = "tls://127.0.0.1:1", tls = { ca_file = "/nonexistent/x.pem" } }))
+      print(em.connect({ url = "tls://127.0.0.1:1", tls = { certificate = "/nonexistent/x.pem" } }))
+      print(em.listen("tls://127.0.0.1:0", nil, { tls = {} }))
+      print(pcall(em.connect, { url = "tls://127.0.0.1:1", tls = { min_version = "SSLv2" } }))
+      local c = em.connect("127.0.0.1", 1)
+      print(c:start_tls { certificate = "/nonexistent/x.pem" })
+      print(pcall(c.start_tls, c, { nosuch = 1 }))
+      print(c:start_tls { verify_peer = false })
+      print(c:start_tls { verify_peer = false })
+    ]])
+    local lines = {}
+    for line in r.out:gmatch "[^\n]+" do table.insert(lines, line) end
+    assert.matches("^nil\tconnect tls://127.0.0.1:1: ca_file /nonexistent/x.pem: No such file or directory\tENOENT$", lines[1])
+    assert.matches("^nil\tconnect tls://127.0.0.1:1: certificate /nonexistent/x.pem: No such file or directory\tENOENT$", lines[2])
+    assert.matches("^nil\tlisten tls://127.0.0.1:0: a server needs a certificate .*\tETLS$", lines[3])
+    assert.matches("^false\t.*'min_version' in tls must be one of", lines[4])
+    assert.matches("^nil\tcertificate /nonexistent/x.pem: No such file or directory\tENOENT$", lines[5])
+    assert.matches("^false\tbad argument #2 to .* %(unknown option 'nosuch' in tls", lines[6])
+    assert.equal("true", lines[7])
+    assert.matches("^nil\t.*\tEALREADY$", lines[8])
+  end)
+end)
+
+describe("a TLS server", function()
+  t.auto()
+
+  it("asks for certificates with verify_peer, and insists with fail_if_no_peer_cert", function()
+    local ca = pki.authority "ca"
+    local other = pki.authority "other"
+    pki.issue(ca, "server")
+    local good, bad = pki.issue(ca, "good"), pki.issue(other, "bad")
+    t.write("ends.lua", [[
+      local em = require "em"
+      local Ends = em.Connection:extend()
+      function Ends:receive_data(data) self:send_data(data) end
+      function Ends:unbind(err, why) em.log.info("end %s %s", tostring(err), why) end
+      return Ends
+    ]])
+    local port, strict = t.free_port(), t.free_port()
+    local config = ""
+    for at, more in pairs { [port] = "", [strict] = "fail_if_no_peer_cert = true" } do
+      config = config .. ('listen "tls://127.0.0.1:%d" { handler = "ends", tls = { certificate = "server.pem", private_key = "server.key", '
+        .. 'verify_peer = true, ca_file = "ca.pem", %s } }\n'):format(at, more)
+    end
+    local d = t.start { config = config }
+    for _, to in ipairs { port, strict } do
+      local c = assert(tls.connect(to, { certificate = good.cert, key = good.key }))
+      c:send("x"):expect("x")
+      c:close()
+      local mark = d:mark()
+      c = tls.connect(to, { certificate = bad.cert, key = bad.key }) -- under TLS 1.3 the client hears of it later
+      if c then c.sock:receive(1) c:close() end
+      d:wait_log("end ETLS certificate verify failed: unable to get local issuer certificate", 10, mark)
+    end
+    local c = assert(tls.connect(port))
+    c:send("x"):expect("x")
+    c:close()
+    local mark = d:mark()
+    c = tls.connect(strict)
+    if c then c.sock:receive(1) c:close() end
+    d:wait_log("end ETLS peer did not return a certificate", 10, mark)
+    d:stop()
+  end)
+
+  it("uses new certificates after SIGHUP, and goes on with the old where the new are bad", function()
+    local ca = pki.authority "ca"
+    pki.issue(ca, "first")
+    pki.issue(ca, "second")
+    local function install(name)
+      t.write("current.pem", t.read(name .. ".pem"))
+      t.write("current.key", t.read(name .. ".key"))
+    end
+    install "first"
+    local port = t.free_port()
+    local d = serve(port, "current")
+    local function subject()
+      local c = assert(tls.connect(port))
+      local name = c.sock:getpeercertificate():subject()[1].value
+      c:close()
+      return name
+    end
+    assert.equal("first", subject())
+    local open = assert(tls.connect(port))
+    install "second"
+    local mark = d:mark()
+    d:signal "HUP"
+    d:wait_log("reloaded", 10, mark)
+    assert.equal("second", subject())
+    open:send("still here"):expect("still here")
+    t.write("current.pem", "broken\n")
+    mark = d:mark()
+    d:signal "HUP"
+    d:wait_log("reload refused: .*current.pem: no start line", 10, mark)
+    assert.equal("second", subject())
+    open:close()
+    d:stop()
+  end)
+end)
