@@ -62,11 +62,13 @@ static int handle_gc(lua_State *L)
 
 	free(lc->names);
 	free(lc->hostname);
+	free(lc->child);
 	tls_context_unref(lc->tls);
 	if (lc->owns_label)
 		free((char *)lc->label);
 	lc->names = NULL;
 	lc->hostname = NULL;
+	lc->child = NULL;
 	lc->tls = NULL;
 	lc->label = NULL;
 	lc->owns_label = false;
@@ -209,12 +211,12 @@ static bool enter(struct lua_conn *lc, const char *callback, lua_CFunction body,
 	return vm_enter(lc->vm, &e->call);
 }
 
-/* receive_data(self, data) */
+/* receive_data(self, data), receive_stderr(self, data) */
 static int data_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
-	if (!push_method(L, e->lc, "receive_data"))
+	if (!push_method(L, e->lc, e->call.callback))
 		return 0;
 	lua_pushlstring(L, e->bytes, e->length);
 	return vm_call_script(L, 2);
@@ -241,13 +243,17 @@ static void on_data(struct conn *c, const char *bytes, size_t length)
 		enter(lc, "data", emit_data_body, &e);
 }
 
-/* The peer has ended its side. Unless the handler wants to know, so do we. */
+/* The peer has ended its side. Unless the handler wants to know, so do we; a child may still go on. */
 static void on_eof(struct conn *c)
 {
 	struct lua_conn *lc = c->user;
 	struct event_call e = {0};
 
-	if (enter(lc, "receive_eof", plain_body, &e) && e.missing)
+	if (!enter(lc, "receive_eof", plain_body, &e) || !e.missing)
+		return;
+	if (lc->child)
+		conn_shut(c);
+	else
 		conn_finish(c, NULL, "eof");
 }
 
@@ -317,6 +323,8 @@ static void on_end(struct conn *c)
 	struct lua_conn *lc = c->user;
 	struct event_call e = {0};
 
+	if (lc->child)
+		lc->child->process = NULL;
 	if (lc->connector) {
 		connector_cancel(lc->connector);
 		lc->connector = NULL;
@@ -353,6 +361,32 @@ static const struct conn_events lua_conn_events = {
 	.on_flushed = on_flushed,
 	.on_end = on_end,
 };
+
+/* Bytes of a child's standard error. */
+static void on_stderr(struct conn *c, const char *bytes, size_t length)
+{
+	struct event_call e = {.bytes = bytes, .length = length};
+
+	enter(c->user, "receive_stderr", data_body, &e);
+}
+
+/* A child's status: kept for whoever asks. */
+static void on_exit_status(struct conn *c, struct process_status status)
+{
+	struct lua_conn *lc = c->user;
+
+	lc->child->status = status;
+}
+
+static const struct process_events child_events = {.on_stderr = on_stderr, .on_exit = on_exit_status};
+
+/* Makes it the connection of a child. */
+void lua_conn_attach(struct lua_conn *lc, struct process *p)
+{
+	lc->child->process = p;
+	lc->child->pid = process_pid(p);
+	process_attach(p, lc->c, &child_events);
+}
 
 /* The handshake has ended. */
 static void on_handshake(struct conn *c)

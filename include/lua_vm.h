@@ -19,9 +19,11 @@
 #include "resolver.h"
 #include "tls.h"
 
+struct processes;
 struct vm;
 struct lua_conn;
 struct lua_server;
+struct lua_signal;
 struct lua_timer;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
@@ -44,6 +46,7 @@ struct vm_options {
 	struct loop *loop;
 	struct conns *conns;
 	struct resolver *resolver;
+	struct processes *processes;
 	struct guard *guard;
 	struct tls_contexts *tls;
 	const struct vm_host *host;
@@ -80,6 +83,7 @@ struct vm {
 	struct lua_conn *conns;     /* all of this VM's */
 	struct lua_server *servers;
 	struct lua_timer *timers;
+	struct lua_signal *signals;
 	size_t conn_count, server_count, timer_count;
 	const void *conn_meta; /* identity of the handle's metatable, see lua_conn.c */
 	int connection_ref;    /* em.Connection */
