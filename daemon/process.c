@@ -231,9 +231,12 @@ struct failure {
 static int exec_first(const struct launch *launch)
 {
 	int error = ENOENT;
+	bool only = !launch->programs[1];
 
 	for (char **program = launch->programs; *program; program++) {
 		execve(*program, launch->spec->argv, launch->env);
+		if (only)
+			return errno;
 		if (errno == EACCES)
 			error = EACCES; /* one further on may do better */
 		else if (errno != ENOENT && errno != ENOTDIR)
@@ -258,13 +261,13 @@ static void close_on_exec(rlim_t limit)
 static _Noreturn void run_child(const struct launch *launch)
 {
 	const struct process_spec *spec = launch->spec;
-	struct sigaction standard = {.sa_handler = SIG_DFL};
+	static const char standard[64]; /* the kernel's struct sigaction: SIG_DFL, no flags, no mask are all zero */
 	struct rlimit limit;
 	sigset_t none;
 	struct failure failure = {.step = STEP_STDIO};
 
 	for (int signo = 1; signo < NSIG; signo++)
-		sigaction(signo, &standard, NULL);
+		syscall(SYS_rt_sigaction, signo, standard, NULL, (NSIG - 1) / 8); /* sigaction leaves out two */
 	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
 		close_on_exec(limit.rlim_cur);
 		limit.rlim_cur = launch->descriptor_limit < limit.rlim_max ? launch->descriptor_limit : limit.rlim_max;
