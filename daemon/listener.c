@@ -76,13 +76,13 @@ static void starve(struct listener *l, int error)
 	watch(l);
 }
 
-/* Counts a newcomer; false when its address has too many already. */
+/* Counts a newcomer, also without a limit, since a reload may bring one; false when its address has too many already. */
 static bool count_address(struct listener *l, const struct addr *peer)
 {
 	struct in6_addr key;
 	struct address_count *entry;
 
-	if (!l->max_per_address || !address_key(peer, &key))
+	if (!address_key(peer, &key))
 		return true;
 	HASH_FIND(hh, l->addresses, &key, sizeof key, entry);
 	if (!entry) {
@@ -90,7 +90,7 @@ static bool count_address(struct listener *l, const struct addr *peer)
 		entry->key = key;
 		HASH_ADD(hh, l->addresses, key, sizeof key, entry);
 	}
-	if (entry->count >= l->max_per_address)
+	if (l->max_per_address && entry->count >= l->max_per_address)
 		return false;
 	entry->count++;
 	return true;

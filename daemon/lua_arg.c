@@ -46,6 +46,22 @@ void arg_function(lua_State *L, int index)
 	lua_pop(L, 1);
 }
 
+/* Checks the names in a table of options. */
+void arg_options(lua_State *L, int index, const char *const *names)
+{
+	luaL_checktype(L, index, LUA_TTABLE);
+	lua_pushnil(L);
+	while (lua_next(L, index)) {
+		const char *name = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : NULL;
+		const char *const *known = names;
+		while (name && *known && strcmp(*known, name) != 0)
+			known++;
+		if (!name || !*known)
+			luaL_argerror(L, index, lua_pushfstring(L, "unknown option '%s'", luaL_tolstring(L, -2, NULL)));
+		lua_pop(L, 1);
+	}
+}
+
 /* Checks a port. */
 uint16_t arg_port(lua_State *L, int index, bool zero)
 {

@@ -106,6 +106,7 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 	struct lua_conn *lc = lua_newuserdatauv(L, sizeof *lc, 0);
 	memset(lc, 0, sizeof *lc);
 	lc->subject = (struct vm_subject){.self_ref = LUA_NOREF, .describe = describe, .failed = fail};
+	lc->handle_ref = LUA_NOREF;
 	lc->vm = vm;
 	lc->signature = ++vm->options.conns->last_signature;
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &handle_key);
@@ -115,10 +116,18 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 	lua_setfield(L, -2, "signature");
 	lua_pushvalue(L, meta);
 	lua_setmetatable(L, -2);
-	lua_pushvalue(L, -1);
-	lc->subject.self_ref = vm_ref(L);
+	lua_conn_hold(L, lc, lua_gettop(L));
 	lua_conn_revive(lc, flow);
 	return lc;
+}
+
+/* Holds instance and handle for a connection's life. The handle has a reference of its own: a script may empty its self. */
+void lua_conn_hold(lua_State *L, struct lua_conn *lc, int instance)
+{
+	lua_rawgetp(L, instance, &handle_key);
+	lc->handle_ref = luaL_ref(L, LUA_REGISTRYINDEX); /* not counted: it goes with the other one */
+	lua_pushvalue(L, instance);
+	lc->subject.self_ref = vm_ref(L);
 }
 
 /* Gives a handle a connection: its first, or the one that takes the place of one that ends or has ended. */
@@ -154,7 +163,8 @@ static void release(struct lua_conn *lc)
 	if (lc->next)
 		lc->next->previous = lc->previous;
 	vm->conn_count--;
-	vm_unref(vm, &lc->subject.self_ref); /* lc may be collected from now on */
+	vm_unref(vm, &lc->subject.self_ref);
+	luaL_unref(vm->L, LUA_REGISTRYINDEX, lc->handle_ref); /* lc may be collected from now on */
 }
 
 /* Pushes self and the method of that name; false if there is none (nothing is pushed then). */
@@ -211,6 +221,14 @@ static bool enter(struct lua_conn *lc, const char *callback, lua_CFunction body,
 	return vm_enter(lc->vm, &e->call);
 }
 
+/* A callback without arguments. */
+bool lua_conn_call(struct lua_conn *lc, const char *callback)
+{
+	struct event_call e = {0};
+
+	return enter(lc, callback, plain_body, &e) && !e.missing;
+}
+
 /* receive_data(self, data), receive_stderr(self, data) */
 static int data_body(lua_State *L)
 {
@@ -251,7 +269,9 @@ static void on_eof(struct conn *c)
 
 	if (!enter(lc, "receive_eof", plain_body, &e) || !e.missing)
 		return;
-	if (lc->child)
+	if (c->eof_relayed)
+		lc->eof_unheard = true;
+	else if (lc->child)
 		conn_shut(c);
 	else
 		conn_finish(c, NULL, "eof");
@@ -345,6 +365,8 @@ static void on_end(struct conn *c)
 	if (lc->cancel_timers) /* those that unbind has made */
 		lc->cancel_timers(lc);
 	c->user = NULL;
+	lc->relayed = c->relayed;
+	lc->eof_unheard = false;
 	lc->c = lc->again;
 	lc->again = NULL;
 	void (*on_unbound)(struct lua_conn *, void *) = lc->c ? NULL : lc->on_unbound;

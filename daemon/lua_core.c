@@ -14,6 +14,7 @@
 #include "lua_methods.h"
 #include "lua_net.h"
 #include "lua_process.h"
+#include "lua_relay.h"
 #include "lua_sandbox.h"
 #include "lua_signal.h"
 #include "lua_sys.h"
@@ -38,8 +39,9 @@ static int l_stop(lua_State *L)
 	lua_Integer status = 0;
 
 	if (!lua_isnoneornil(L, 1)) {
-		luaL_checktype(L, 1, LUA_TTABLE);
+		static const char *const names[] = {"drain", "status", NULL};
 		lua_settop(L, 1);
+		arg_options(L, 1, names);
 		if (lua_getfield(L, 1, "drain") != LUA_TNIL) {
 			luaL_argcheck(L, lua_isnumber(L, 2) && lua_tonumber(L, 2) >= 0, 1, "drain must be a number of seconds");
 			drain = lua_tonumber(L, 2);
@@ -284,6 +286,7 @@ static int open_vm(lua_State *L)
 	lua_timer_open(L);
 	lua_signal_open(L);
 	lua_process_open(L);
+	lua_relay_open(L);
 	lua_tls_open(L);
 	lua_sys_open(L);
 	lua_pushliteral(L, VERSION);

@@ -21,6 +21,8 @@ static const char *const callbacks[] = {
 	"receive_eof",
 	"drained",
 	"unbind",
+	"proxy_target_unbound",
+	"proxy_completed",
 };
 
 /* Does the table at index find em.Connection by way of its metatables? */

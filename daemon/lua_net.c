@@ -580,10 +580,8 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 	}
 	struct flow flow = lc->unbinding ? lc->c->flow : lc->names->flow;
 	const char *label = push_url(L, host, port);
-	if (!lc->unbinding) { /* long gone: it is taken back into the VM's keeping */
-		lua_pushvalue(L, 1);
-		lc->subject.self_ref = vm_ref(L);
-	}
+	if (!lc->unbinding) /* long gone: it is taken back into the VM's keeping */
+		lua_conn_hold(L, lc, 1);
 	lua_conn_revive(lc, &flow);
 	if (lc->owns_label)
 		free((char *)lc->label);

@@ -100,6 +100,12 @@ static int fire_body(lua_State *L)
 	return vm_call_script(L, 1);
 }
 
+/* Is the timer's function running, and the timer not waiting at the same time? */
+static bool only_runs(const struct lua_timer *t)
+{
+	return t && t->running && !timer_waiting(&t->t);
+}
+
 /* It is time. A periodic timer starts anew after its function, whether or not that has failed. */
 static void on_fire(void *data)
 {
@@ -109,7 +115,9 @@ static void on_fire(void *data)
 	struct vm_call call = {.body = fire_body, .argument = t, .callback = "timer", .subject = t->owner ? &t->owner->subject : NULL};
 
 	t->running = true;
+	t->vm->firing = t;
 	vm_enter(t->vm, &call);
+	t->vm->firing = NULL;
 	t->running = false;
 	if (t->cancelled || (!t->periodic && !timer_waiting(&t->t))) {
 		let_go(t);
@@ -173,7 +181,7 @@ static int add(lua_State *L, int index, bool periodic, bool fixed_rate, struct l
 	lua_pushvalue(L, index + 1);
 	lua_setiuservalue(L, -2, 1);
 	if (owner) { /* the timer keeps its connection's handle from being collected before it */
-		lua_pushvalue(L, 1);
+		lua_rawgeti(L, LUA_REGISTRYINDEX, owner->handle_ref);
 		lua_setiuservalue(L, -2, 2);
 	}
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &timer_key);
@@ -199,8 +207,10 @@ static int l_add_periodic_timer(lua_State *L)
 	bool fixed_rate = false;
 
 	if (!lua_isnoneornil(L, 3)) {
-		luaL_checktype(L, 3, LUA_TTABLE);
+		static const char *const names[] = {"fixed_rate", NULL};
+		arg_options(L, 3, names);
 		lua_getfield(L, 3, "fixed_rate");
+		luaL_argcheck(L, lua_isnil(L, -1) || lua_isboolean(L, -1), 3, "fixed_rate must be true or false");
 		fixed_rate = lua_toboolean(L, -1);
 		lua_pop(L, 1);
 	}
@@ -269,10 +279,12 @@ static int l_interval(lua_State *L)
 	return 1;
 }
 
-/* get_timer_count() */
+/* get_timer_count(): those that wait; the one whose function runs does not. */
 static int l_get_timer_count(lua_State *L)
 {
-	lua_pushinteger(L, (lua_Integer)vm_of(L)->timer_count);
+	struct vm *vm = vm_of(L);
+
+	lua_pushinteger(L, (lua_Integer)vm->timer_count - only_runs(vm->firing));
 	return 1;
 }
 

@@ -625,9 +625,12 @@ int service_run(const struct service_options *options)
 	struct service s = {.options = options, .drain_s = -1};
 	struct problems problems = {0};
 	char *why = NULL;
-	struct config *config = read_config(options, &problems);
 	bool started = false, to_file = false;
 
+	/* what is wrong with the configuration is told before that says how to log: in the journal's way if it is the journal */
+	if (!log_open(LEVEL_INFO, FORMAT_AUTO, NULL, &why))
+		free(why);
+	struct config *config = read_config(options, &problems);
 	if (config && apply_log(config, &problems)) {
 		to_file = config->log_file != NULL;
 		if (!runtime_open(&s.runtime, config, &why)) {

@@ -47,6 +47,16 @@ function Skeleton:receive_eof()
   self:close_connection_after_writing()
 end
 
+--- The connection that our bytes are relayed to (proxy_incoming_to) has ended; what comes in from now on comes to receive_data.
+function Skeleton:proxy_target_unbound()
+  self:close_connection_after_writing()
+end
+
+--- As many bytes as proxy_incoming_to was given have been relayed; the rest comes to receive_data.
+function Skeleton:proxy_completed()
+  em.log.info("%d bytes relayed", self:get_proxied_bytes())
+end
+
 --- The end: exactly once, last. err is nil when all is well, else a code such as "ECONNRESET"; why says it in words.
 function Skeleton:unbind(err, why)
   connections = connections - 1

@@ -24,6 +24,7 @@
 #include "timer.h"
 
 struct conn;
+struct relay;
 struct bufferevent;
 struct evbuffer;
 
@@ -45,6 +46,17 @@ struct conn_filter {
 	void (*finish)(struct conn *c);                                  /* our last word into the wire's output, once */
 	void (*resumed)(struct conn *c);                                 /* reading goes on */
 	void (*free)(struct conn *c);
+};
+
+/* Where the plain input of a connection goes instead of to its user, and who feeds its output: relay.c. Each gets the connection that
+ * something happened to. */
+struct conn_tap {
+	/* On a source: takes bytes and returns how many; with what is left the tap has withdrawn or another one is in place. */
+	size_t (*input)(struct conn *c, const char *bytes, size_t length);
+	size_t (*input_size)(const struct conn *c); /* on a source: bytes that one read may bring at most, above 0 */
+	void (*input_eof)(struct conn *c);          /* on a source: the peer sends no more */
+	void (*wrote)(struct conn *c, bool moved);  /* on a target: its output has been seen to; were there bytes? */
+	void (*ended)(struct conn *c);              /* on either: its user has had on_end, it is about to be freed */
 };
 
 /*
@@ -82,6 +94,10 @@ struct conn {
 	void *filter_data;           /* the filter's */
 	const struct conn_keeper *keeper; /* NULL: nobody */
 	void *keeper_data;           /* the keeper's */
+	const struct conn_tap *tap;  /* of relay and feeder; NULL where there never was one */
+	struct relay *relay;         /* takes its input, NULL: the user does */
+	struct relay *feeder;        /* fills its output, NULL: nobody but the user */
+	uint64_t relayed;            /* bytes that the relay has taken, since it was put in place */
 	struct event read_event;
 	int fd;                      /* -1 while connecting */
 	enum conn_state state;
@@ -89,6 +105,8 @@ struct conn {
 	bool is_socket;              /* else a pipe or a terminal: read instead of recv */
 	bool writing;                /* bev waits for write readiness */
 	bool paused;
+	bool held;                   /* does not read: whoever takes its input has no room */
+	bool eof_relayed;            /* a relay has passed the peer's end on: the connection goes on for its output */
 	bool eof;                    /* the peer's end has been seen */
 	bool shut_asked, shut;       /* FIN asked for; sent */
 	bool filter_finished;        /* the filter has had its last word */
@@ -140,6 +158,9 @@ void conn_open(struct conn *c, int fd, const struct addr *peer);
 /* Queues bytes (copied). Over max_outbound the connection ends with ELIMIT. */
 enum send_result conn_send(struct conn *c, const void *bytes, size_t length);
 
+/* The same for bytes that a relay passes on: it keeps a bound of its own in the place of max_outbound, and on_drained is not owed. */
+enum send_result conn_pass(struct conn *c, const void *bytes, size_t length);
+
 /* Flushes, sends FIN, discards input until the peer's EOF, ends; no longer than the linger time. Refuses sends from now on.
  * code and why as in conn_end. */
 void conn_finish(struct conn *c, const char *code, const char *why);
@@ -155,6 +176,10 @@ void conn_shut(struct conn *c);
 /* Stops and resumes reading and writing, at once. A paused connection learns of a reset at once, of EOF when resumed. */
 void conn_pause(struct conn *c);
 void conn_resume(struct conn *c);
+
+/* Stops and resumes reading alone, for whoever takes the input. Even a reset ends the connection only when all that came before it has been
+ * read. */
+void conn_hold(struct conn *c, bool hold);
 
 void conn_set_idle_timeout(struct conn *c, uint64_t timeout_ns);    /* 0: none */
 void conn_set_connect_timeout(struct conn *c, uint64_t timeout_ns); /* while connecting; from now; 0: none */

@@ -29,7 +29,7 @@ struct listener {
 	ino_t unlink_inode;
 	uint64_t max_connections, max_per_address; /* 0: no limit */
 	uint64_t live;               /* accepted and not yet released */
-	struct address_count *addresses; /* uthash, only with max_per_address */
+	struct address_count *addresses; /* uthash */
 	bool paused;                 /* by its user */
 	bool starved;                /* waits for retry */
 	bool watched;                /* accepting */

@@ -26,6 +26,9 @@ lua_Integer arg_integer(lua_State *L, int index, lua_Integer low, lua_Integer hi
 /* A function or callable object. */
 void arg_function(lua_State *L, int index);
 
+/* A table of options that has no other names than these (ending with NULL). */
+void arg_options(lua_State *L, int index, const char *const *names);
+
 /* A port, 0 (if allowed) to 65535. */
 uint16_t arg_port(lua_State *L, int index, bool zero);
 

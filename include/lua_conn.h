@@ -35,6 +35,7 @@ struct lua_child {
 struct lua_conn {
 	struct vm_subject subject;  /* self_ref: the instance, LUA_NOREF once unbound */
 	struct vm *vm;
+	int handle_ref;             /* registry: this handle, for as long as self_ref is held */
 	struct conn *c;             /* NULL once unbound */
 	struct conn *again;         /* made by reconnect within unbind; takes c's place */
 	struct connector *connector; /* while connecting */
@@ -51,7 +52,9 @@ struct lua_conn {
 	void (*on_unbound)(struct lua_conn *lc, void *data); /* for who made it in C; NULL: nobody */
 	void *on_unbound_data;
 	struct lua_child *child;    /* whose input and output it is; NULL: no child's */
+	uint64_t relayed;           /* after the end: bytes that its relay had passed on */
 	bool outgoing, unbinding;
+	bool eof_unheard;           /* a relay has passed the peer's end on, and the handler has no receive_eof */
 	bool has_listeners;         /* em.EventEmitter's are in the uservalue */
 	bool owns_label;
 	struct lua_conn *previous, *next; /* all of the VM's */
@@ -71,12 +74,17 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 
 /* Makes it a TLS connection to that host, now and after each reconnect. */
 void lua_conn_use_tls(struct lua_conn *lc, struct tls_context *tls, const char *hostname);
+/* Keeps the instance at a stack index (absolute) and its handle lc from being collected until the end of a connection; may raise. */
+void lua_conn_hold(lua_State *L, struct lua_conn *lc, int instance);
 
 /* Gives a handle that is in its unbind, or past it and held by self_ref again, a new connection without descriptor. */
 void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);
 
 /* Calls initialize with the table of arguments at args (0: none), post_init, and function (0: none); errors end the connection. */
 void lua_conn_begin(lua_State *L, struct lua_conn *lc, int args, int count, int function);
+
+/* Calls the callback of that name, which takes no arguments. False where the handler has none, or after an error. */
+bool lua_conn_call(struct lua_conn *lc, const char *callback);
 
 /* Pushes em's emit(object, event, ...). */
 void lua_conn_push_emit(lua_State *L);

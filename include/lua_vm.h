@@ -84,6 +84,7 @@ struct vm {
 	struct lua_server *servers;
 	struct lua_timer *timers;
 	struct lua_signal *signals;
+	struct lua_timer *firing;   /* the one whose function runs, NULL: none */
 	size_t conn_count, server_count, timer_count;
 	const void *conn_meta; /* identity of the handle's metatable, see lua_conn.c */
 	int connection_ref;    /* em.Connection */
@@ -131,12 +132,12 @@ int vm_call_script(lua_State *L, int arguments);
 /* Resumes a coroutine as lua_resume does, keeping track of which one runs. */
 int vm_resume(lua_State *L, lua_State *co, int arguments, int *results);
 
-/* Raises while handler files load: a reload that is refused must have had no effect, so they open and change nothing outside the VM. */
-void vm_check_open(lua_State *L);
-
 /* Closes the pending variables of a coroutine that ended with an error and returns its status, the error being on co. Not under overrun:
  * an error that the time limit's hook has raised leaves hooks off, so that there would be no limit. */
 int vm_reset(lua_State *L, lua_State *co);
+
+/* Raises while handler files load: a reload that is refused must have had no effect, so they open and change nothing outside the VM. */
+void vm_check_open(lua_State *L);
 
 /* Counted registry references: vm_ref takes the value on top of the stack (may raise). vm_unref(LUA_NOREF) does nothing. */
 int vm_ref(lua_State *L);

@@ -24,6 +24,7 @@
 	X(generations, gauge, "generations of handlers alive now")                           \
 	X(bytes_in, counter, "bytes received")                                               \
 	X(bytes_out, counter, "bytes sent")                                                  \
+	X(bytes_relayed, counter, "bytes passed on by relays")                               \
 	X(bytes_queued, gauge, "bytes waiting to be sent")                                   \
 	X(callbacks, counter, "callbacks entered")                                           \
 	X(handler_errors, counter, "errors raised in callbacks")                             \

@@ -296,21 +296,42 @@ describe("unbind", function()
     s.d:stop()
   end)
 
-  it("comes after what had arrived before the reset", function()
-    local s = serve [[
-      local H = {}
-      function H:post_init() x.conn = self self:pause() end
-      function H:receive_data(d) self.bytes = (self.bytes or 0) + #d end
-      function H:unbind(err) say(err, self.bytes) end
-      return H]]
-    -- Both at once for the daemon: it is in a callback while they come.
+  -- The daemon is busy while a client sends something and resets; then it writes before it has read.
+  local function write_after_reset(handler)
+    local s = serve(handler)
     local c = s:connect()
     s:until_true("return x.conn ~= nil")
-    c:send(("x"):rep(1000))
-    s:eval "x.conn:resume()"
-    t.until_true(function() return s:eval "return x.conn.bytes" == 1000 end)
+    s:ask [[
+      say "busy"
+      local stop = os.clock() + 0.25
+      repeat until os.clock() > stop
+      x.conn:send_data("too late")]]
+    s:waits_for("busy")
+    c:send("last words")
     c:reset()
-    s:expects { "ECONNRESET 1000" }
+    s:answer()
+    return s
+  end
+
+  it("comes after what had arrived before the reset, also when a write has met it first", function()
+    local s = write_after_reset [[
+      local H = {}
+      function H:post_init() x.conn = self end
+      function H:receive_data(d) say("data", d, self:send_data("x")) end
+      function H:unbind(...) say(...) end
+      return H]]
+    s:expects { "busy", "data last words nil closed ENOTCONN", "ECONNRESET Connection reset by peer" }
+    s.d:stop()
+  end)
+
+  it("comes although the connection is paused where that is read", function()
+    local s = write_after_reset [[
+      local H = {}
+      function H:post_init() x.conn = self end
+      function H:receive_data(d) say("data", d) self:pause() end
+      function H:unbind(...) say(...) end
+      return H]]
+    s:expects { "busy", "data last words", "ECONNRESET Connection reset by peer" }
     s.d:stop()
   end)
 

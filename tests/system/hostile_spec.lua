@@ -29,11 +29,6 @@ local function alive(c)
   c:expect("ok")
 end
 
-local function sorted(list)
-  table.sort(list)
-  return list
-end
-
 -- How many callbacks the daemon says at its end that it has stopped.
 local function stopped(s)
   s.d:stop()
@@ -111,7 +106,9 @@ describe("a callback that never comes back:", function()
     s:connect():send("act"):receive_end()
     alive(s:connect())
     assert.equal(1, stopped(s))
-    assert.same({ "inner EHANDLER", "unbind EHANDLER handler error: callback stopped: it ran longer than callback_time" }, sorted(s:said()))
+    local said = table.concat(s:said(), "\n")
+    assert.matches("inner EHANDLER", said, 1, true)
+    assert.matches("unbind EHANDLER handler error: callback stopped: it ran longer than callback_time", said, 1, true)
   end)
 
   it("in each callback of a connection's life", function()
