@@ -287,7 +287,7 @@ static int l_detach(lua_State *L)
 	lua_conn_keep_names(lc);
 	int fd = conn_detach(lc->c);
 	if (fd < 0)
-		return errno == EOPNOTSUPP ? arg_failure(L, "EOPNOTSUPP", "TLS has a part in the connection")
+		return errno == EOPNOTSUPP ? arg_failure(L, "EOPNOTSUPP", "TLS or a child process has a part in the connection")
 		                           : arg_failure(L, "ENOTCONN", "there is no descriptor");
 	lua_pushinteger(L, fd);
 	return 1;
