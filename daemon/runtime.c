@@ -71,7 +71,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 	r->conns = conns_new(r->loop, SIZE_MAX);
 	r->watches = watches_new(r->loop);
 	r->resolver = resolver_new(r->loop);
-	r->processes = processes_new(r->loop, descriptor_limit);
+	r->processes = processes_new(r->loop, descriptor_limit, r->watches);
 	r->tls = tls_contexts_new();
 	r->guard = guard_new(vm_on_overrun);
 	if (!r->guard) {

@@ -45,10 +45,14 @@ struct file_watch {
 };
 
 struct process_watch {
+	struct watches *watches;
 	struct event *event;
 	int fd; /* the process */
+	pid_t pid;
+	struct watch_status status; /* known once somebody has reaped it */
 	void (*on_exit)(void *data, const struct watch_status *status);
 	void *data;
+	struct process_watch *previous, *next; /* of the loop's */
 };
 
 struct watches {
@@ -58,6 +62,7 @@ struct watches {
 	struct inode *inodes; /* uthash, by wd */
 	bool telling;         /* events are being told: nothing is freed */
 	struct file_watch *dead;
+	struct process_watch *processes;
 	char *buffer; /* READ_SIZE bytes */
 };
 
@@ -255,14 +260,21 @@ void watch_file_stop(struct file_watch *w)
 static void on_pidfd(evutil_socket_t fd, short what, void *data)
 {
 	struct process_watch *w = data;
-	struct watch_status status = {0};
 	siginfo_t info = {0};
 
 	(void)what;
 	event_del(w->event);
-	if (waitid(P_PIDFD, (id_t)fd, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid)
-		status = (struct watch_status){.known = true, .signaled = info.si_code != CLD_EXITED, .number = info.si_status};
-	w->on_exit(w->data, &status);
+	if (!w->status.known && waitid(P_PIDFD, (id_t)fd, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid)
+		w->status = (struct watch_status){.known = true, .signaled = info.si_code != CLD_EXITED, .number = info.si_status};
+	w->on_exit(w->data, &w->status);
+}
+
+/* A child of ours has been reaped: its watches may come later in the same turn and could not ask any more. */
+void watches_reaped(struct watches *ws, pid_t pid, bool signaled, int number)
+{
+	for (struct process_watch *w = ws->processes; w; w = w->next)
+		if (w->pid == pid && !w->status.known)
+			w->status = (struct watch_status){.known = true, .signaled = signaled, .number = number};
 }
 
 /* Watches a process. */
@@ -274,7 +286,10 @@ struct process_watch *watch_process(struct watches *ws, pid_t pid, void (*on_exi
 	if (fd < 0)
 		return NULL;
 	struct process_watch *w = mem_zalloc(sizeof *w);
-	*w = (struct process_watch){.fd = fd, .on_exit = on_exit, .data = data};
+	*w = (struct process_watch){.watches = ws, .fd = fd, .pid = pid, .on_exit = on_exit, .data = data, .next = ws->processes};
+	if (w->next)
+		w->next->previous = w;
+	ws->processes = w;
 	w->event = event_new(ws->loop->base, fd, EV_READ | EV_PERSIST, on_pidfd, w);
 	if (!w->event || event_add(w->event, NULL) < 0)
 		abort(); /* want of memory */
@@ -284,6 +299,12 @@ struct process_watch *watch_process(struct watches *ws, pid_t pid, void (*on_exi
 /* Ends a watch on a process. */
 void watch_process_stop(struct process_watch *w)
 {
+	if (w->previous)
+		w->previous->next = w->next;
+	else
+		w->watches->processes = w->next;
+	if (w->next)
+		w->next->previous = w->previous;
 	event_free(w->event);
 	close(w->fd);
 	free(w);

@@ -40,4 +40,7 @@ struct process_watch *watch_process(struct watches *watches, pid_t pid, void (*o
                                     void *data) __attribute__((warn_unused_result));
 void watch_process_stop(struct process_watch *w);
 
+/* Tells of a child that has just been reaped, so that its watches learn how it ended. */
+void watches_reaped(struct watches *watches, pid_t pid, bool signaled, int number);
+
 #endif

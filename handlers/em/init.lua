@@ -41,6 +41,10 @@ core.set_emit(EventEmitter.emit)
 
 require "em.streamer" (em)
 
+-- Bases of file and process watches, as EventMachine has them.
+em.FileWatch = em.Connection:extend()
+em.ProcessWatch = em.Connection:extend()
+
 --- Runs fn now if the loop runs, else with the loop's first turn.
 function em.schedule(fn)
   if core.loading() then
