@@ -23,6 +23,8 @@ struct event_call {
 	const char *bytes;   /* on_data */
 	size_t length;
 	bool missing;        /* the handler has no such method */
+	const char *code, *why, *host; /* on_send_error */
+	uint16_t port;
 };
 
 static const struct conn_events lua_conn_events;
@@ -62,11 +64,13 @@ static int handle_gc(lua_State *L)
 
 	free(lc->names);
 	free(lc->hostname);
+	free(lc->listens);
 	tls_context_unref(lc->tls);
 	if (lc->owns_label)
 		free((char *)lc->label);
 	lc->names = NULL;
 	lc->hostname = NULL;
+	lc->listens = NULL;
 	lc->tls = NULL;
 	lc->label = NULL;
 	lc->owns_label = false;
@@ -227,15 +231,23 @@ bool lua_conn_call(struct lua_conn *lc, const char *callback)
 	return enter(lc, callback, plain_body, &e) && !e.missing;
 }
 
-/* receive_data(self, data) */
+/* Pushes what was received: bytes, or a datagram with its sender. Returns the number of values. */
+static int push_data(lua_State *L, const struct event_call *e)
+{
+	const struct conn *c = e->lc->c;
+
+	lua_pushlstring(L, e->bytes, e->length);
+	return c->transport ? 1 + arg_push_addr(L, &c->peer) : 1;
+}
+
+/* receive_data(self, data[, host, port]) */
 static int data_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
 	if (!push_method(L, e->lc, "receive_data"))
 		return 0;
-	lua_pushlstring(L, e->bytes, e->length);
-	return vm_call_script(L, 2);
+	return vm_call_script(L, 1 + push_data(L, e));
 }
 
 /* Listeners of "data". */
@@ -244,8 +256,7 @@ static int emit_data_body(lua_State *L)
 	struct event_call *e = lua_touserdata(L, 1);
 
 	push_emit(L, e->lc, "data");
-	lua_pushlstring(L, e->bytes, e->length);
-	return vm_call_script(L, 3);
+	return vm_call_script(L, 2 + push_data(L, e));
 }
 
 /* Bytes have arrived. */
@@ -345,6 +356,8 @@ static void on_end(struct conn *c)
 	}
 	if (lc->cancel_timers)
 		lc->cancel_timers(lc);
+	if (lc->cancel_sendings)
+		lc->cancel_sendings(lc);
 	keep_names(lc);
 	lc->unbinding = true;
 	enter(lc, "unbind", unbind_body, &e);
@@ -359,6 +372,8 @@ static void on_end(struct conn *c)
 	if (lc->cancel_timers) /* those that unbind has made */
 		lc->cancel_timers(lc);
 	c->user = NULL;
+	lc->end_code = c->end_code;
+	lc->end_used = c->bytes_in || c->bytes_out || c->last_io_ns != c->opened_ns;
 	lc->relayed = c->relayed;
 	lc->eof_unheard = false;
 	lc->c = lc->again;
@@ -377,6 +392,30 @@ static const struct conn_events lua_conn_events = {
 	.on_flushed = on_flushed,
 	.on_end = on_end,
 };
+
+/* send_error(self, message, code, host, port) */
+static int send_error_body(lua_State *L)
+{
+	struct event_call *e = lua_touserdata(L, 1);
+
+	if (!push_method(L, e->lc, "send_error"))
+		return 0;
+	lua_pushstring(L, e->why);
+	lua_pushstring(L, e->code);
+	lua_pushstring(L, e->host);
+	lua_pushinteger(L, e->port);
+	return vm_call_script(L, 5);
+}
+
+/* A datagram did not go or did not arrive. */
+static void on_send_error(struct conn *c, const char *code, const char *why, const char *host, uint16_t port)
+{
+	struct event_call e = {.code = code, .why = why, .host = host, .port = port};
+
+	enter(c->user, "send_error", send_error_body, &e);
+}
+
+const struct udp_events lua_conn_udp_events = {.on_datagram = on_data, .on_send_error = on_send_error};
 
 /* The handshake has ended. */
 static void on_handshake(struct conn *c)

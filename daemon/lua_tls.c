@@ -38,6 +38,10 @@ static int l_start_tls(lua_State *L)
 		tls_conf_clear(&conf);
 		return arg_failure(L, "ENOTCONN", "closed");
 	}
+	if (lc->c->transport) {
+		tls_conf_clear(&conf);
+		return arg_failure(L, "EOPNOTSUPP", "not on a datagram socket");
+	}
 	if (tls_session(lc->c)) {
 		tls_conf_clear(&conf);
 		return arg_failure(L, "EALREADY", "TLS is on already");

@@ -59,6 +59,15 @@ struct conn_tap {
 	void (*ended)(struct conn *c);              /* on either: its user has had on_end, it is about to be freed */
 };
 
+/* What moves something else than a stream between descriptor and user: datagrams. Each is called for its own connection alone. */
+struct conn_transport {
+	void (*readable)(struct conn *c);            /* input; where c->reading is READING_ERRORS, at most an error */
+	size_t (*flush)(struct conn *c);             /* writes what it can; how many items went. Calls back about what could not go */
+	bool (*pending)(const struct conn *c);       /* does anything still wait to be sent? */
+	void (*watch_room)(struct conn *c, bool on); /* waits for room, which it answers by conn_transport_room */
+	void (*free)(struct conn *c);
+};
+
 enum conn_state { CONN_CONNECTING, CONN_OPEN, CONN_FLUSHING, CONN_LINGERING, CONN_ENDING };
 
 /* What conn_send answers. */
@@ -81,6 +90,8 @@ struct conn {
 	struct evbuffer *plain;      /* with a filter: what it has not taken yet, else NULL */
 	const struct conn_filter *filter; /* NULL: none */
 	void *filter_data;           /* the filter's */
+	const struct conn_transport *transport; /* NULL: a stream */
+	void *transport_data;        /* the transport's */
 	const struct conn_tap *tap;  /* of relay and feeder; NULL where there never was one */
 	struct relay *relay;         /* takes its input, NULL: the user does */
 	struct relay *feeder;        /* fills its output, NULL: nobody but the user */
@@ -108,7 +119,7 @@ struct conn {
 	uint64_t opened_ns;
 	uint64_t bytes_in, bytes_out;
 	size_t queued;               /* bytes in output and plain */
-	size_t wire_queued;          /* of them in output */
+	size_t wire_queued;          /* of them in output; with a transport: items that could be written now */
 	struct timer idle;           /* checks last_io_ns, re-arms for the rest */
 	struct timer deadline;       /* connecting, or flushing and lingering */
 	const char *end_code;        /* symbol such as "ECONNRESET", NULL for an orderly end; static */
@@ -183,6 +194,14 @@ void conn_flush_now(struct conn *c);
 
 /* The errno that the socket has pending, 0 if none. The connection's end is told it too. */
 int conn_error(struct conn *c);
+
+/* Makes it the user of a transport instead of a stream; before conn_open. */
+void conn_set_transport(struct conn *c, const struct conn_transport *transport, void *data);
+
+/* For transports: what waits to be sent has changed; there is something to be done at the turn's end; there is room for output again. */
+void conn_transport_queued(struct conn *c, size_t bytes, size_t items);
+void conn_transport_dirty(struct conn *c);
+void conn_transport_room(struct conn *c);
 
 /* Is it still good for sending? */
 static inline bool conn_usable(const struct conn *c)

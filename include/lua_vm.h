@@ -23,6 +23,8 @@ struct vm;
 struct lua_conn;
 struct lua_server;
 struct lua_timer;
+struct socket_inheritance;
+struct lua_lookup;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
 struct vm_subject {
@@ -87,6 +89,8 @@ struct vm {
 	int metas_ref;         /* class -> metatable of its instances */
 	int handlers_ref;      /* name -> handler */
 	struct inheritance *inherited; /* listeners of the generation before, see lua_net.c */
+	struct socket_inheritance *inherited_sockets; /* and its datagram sockets, see lua_udp.c */
+	struct lua_lookup *lookups; /* of names, under way, see lua_dns.c */
 };
 
 /* The VM of a Lua thread. */

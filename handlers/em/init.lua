@@ -11,7 +11,7 @@ for _, name in ipairs {
   "Connection", "PeriodicTimer", "Timer", "VERSION", "add_periodic_timer", "add_shutdown_hook", "add_timer", "bind_connect",
   "cancel_timer", "connect", "connect_unix_domain", "connection_count", "current_time", "disable_proxy",
   "enable_proxy", "error_handler", "get_timer_count", "listen",
-  "log", "next_tick", "process", "reactor_running", "reconnect", "ssl", "start_server", "start_unix_domain_server", "stop", "stop_event_loop",
+  "log", "next_tick", "open_datagram_socket", "process", "reactor_running", "reconnect", "ssl", "start_server", "start_unix_domain_server", "stop", "stop_event_loop",
   "stop_server", "stopping", "uuid",
 } do
   em[name] = core[name]
