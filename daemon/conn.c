@@ -43,6 +43,14 @@ static void mark_dirty(struct conn *c)
 	loop_wake(c->conns->loop);
 }
 
+/* Puts an ended connection into the list of those that the turn's end reaps. */
+static void mark_ending(struct conn *c)
+{
+	c->next_ending = NULL;
+	*c->conns->ending_end = c;
+	c->conns->ending_end = &c->next_ending;
+}
+
 static void on_readable(evutil_socket_t fd, short what, void *data);
 
 /* Waits for room to write, or not any more. */
@@ -70,7 +78,7 @@ static void watch(struct conn *c)
 		read = READING_OFF;
 	else if (!c->paused && !c->held && !c->eof)
 		read = READING_DATA;
-	else if (!write && c->is_socket)
+	else if (!write && c->is_socket && !c->keeper)
 		read = READING_ERRORS;
 
 	if (!write && c->writing)
@@ -126,9 +134,9 @@ static void send_fin(struct conn *c)
 	c->shut = true;
 	if (c->state == CONN_FLUSHING) {
 		c->state = CONN_LINGERING;
-		if (c->eof || !c->is_socket)
+		if ((c->eof && !c->keeper) || !c->is_socket)
 			conn_end(c, c->end_code, c->end_why);
-	} else if (c->eof && c->state == CONN_OPEN) {
+	} else if (c->eof && c->state == CONN_OPEN && !c->keeper) {
 		conn_end(c, NULL, "eof");
 	}
 }
@@ -188,6 +196,15 @@ static void write_failed(struct conn *c, int error)
 	drop_output(c);
 	if (c->state == CONN_ENDING)
 		return;
+	if (c->keeper) { /* it takes no more, and may still have something to say */
+		c->shut_asked = c->shut = true;
+		if (c->state == CONN_FLUSHING)
+			c->state = CONN_LINGERING;
+		watch(c);
+		if (c->feeder)
+			c->tap->wrote(c, false);
+		return;
+	}
 	if (c->state != CONN_OPEN && !c->lost) { /* only the filter's last word did not get through */
 		conn_end(c, c->end_code, c->end_why);
 		return;
@@ -325,7 +342,15 @@ void conn_deliver(struct conn *c, const char *bytes, size_t length)
 void conn_deliver_eof(struct conn *c)
 {
 	c->eof = true;
-	if (c->write_error) {
+	if (c->keeper) {
+		watch(c);
+		if (c->state == CONN_OPEN && c->relay && !c->finishing)
+			c->tap->input_eof(c);
+		if (c->state == CONN_OPEN && c->user)
+			c->events->on_eof(c);
+		if (c->state != CONN_ENDING)
+			c->keeper->on_eof(c);
+	} else if (c->write_error) {
 		if (c->lost)
 			conn_end_errno(c, c->write_error);
 		else
@@ -386,6 +411,8 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 			c->filter->input_eof(c);
 		else
 			conn_deliver_eof(c);
+	} else if (c->keeper && errno == ECONNRESET) { /* it has left something unread; all of its own has been read */
+		conn_deliver_eof(c);
 	} else if (errno != EAGAIN && errno != EINTR) {
 		conn_end_errno(c, c->write_error ? c->write_error : errno);
 	}
@@ -564,7 +591,8 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 	if (!conn_usable(c))
 		return;
 	bool nothing = c->transport ? !c->transport->pending(c)
-				    : !c->queued && (c->state == CONN_CONNECTING || (c->eof && (!c->filter || c->filter_finished)));
+				    : !c->queued && !c->keeper &&
+					      (c->state == CONN_CONNECTING || (c->eof && (!c->filter || c->filter_finished)));
 	if (nothing) {
 		conn_end(c, code, why); /* nothing to flush, and nobody to wait for */
 		return;
@@ -578,6 +606,8 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 	c->eof |= c->transport != NULL; /* what still comes is for whoever has the socket next */
 	if (c->state == CONN_OPEN)
 		start_flushing(c);
+	if (c->keeper)
+		c->keeper->on_pause(c);
 }
 
 /* Marks the end; all that still could call back is taken from the loop now. What was not sent goes at once, not with the rest: until
@@ -592,9 +622,7 @@ void conn_end(struct conn *c, const char *code, const char *why)
 	c->end_code = code;
 	c->end_why = why;
 	drop_output(c);
-	c->next_ending = NULL;
-	*conns->ending_end = c;
-	conns->ending_end = &c->next_ending;
+	mark_ending(c);
 	timer_stop(conns->loop, &c->idle);
 	timer_stop(conns->loop, &c->deadline);
 	loop_wake(conns->loop);
@@ -637,6 +665,8 @@ void conn_pause(struct conn *c)
 	}
 	c->paused = true;
 	watch(c);
+	if (c->keeper)
+		c->keeper->on_pause(c);
 }
 
 /* Starts them again. */
@@ -649,6 +679,15 @@ void conn_resume(struct conn *c)
 	watch(c);
 	if (c->filter)
 		c->filter->resumed(c);
+	if (c->keeper)
+		c->keeper->on_pause(c);
+}
+
+/* Gives it a keeper. */
+void conn_keep(struct conn *c, const struct conn_keeper *keeper, void *data)
+{
+	c->keeper = keeper;
+	c->keeper_data = data;
 }
 
 /* Stops and resumes reading. */
@@ -738,6 +777,46 @@ bool conn_set_watermarks(struct conn *c, size_t low, size_t high)
 	return true;
 }
 
+/* Takes a connection out of the loop. */
+static void unwatch(struct conn *c)
+{
+	if (c->reading != READING_OFF)
+		event_del(&c->read_event);
+	c->reading = READING_OFF;
+	bufferevent_disable(c->bev, EV_WRITE);
+	c->writing = false;
+}
+
+/* Its keeper is not done: the descriptor goes, which tells the peer, and on_end waits. */
+static void park(struct conn *c)
+{
+	c->parked = true;
+	unwatch(c);
+	bufferevent_setfd(c->bev, -1);
+	close(c->fd);
+	c->fd = -1;
+}
+
+/* The keeper is done. */
+void conn_release(struct conn *c)
+{
+	c->keeper = NULL;
+	c->parked = false;
+	mark_ending(c);
+	loop_wake(c->conns->loop);
+}
+
+/* Asks the keeper of an ended connection, if there is one, whether to wait. */
+static bool is_kept(struct conn *c)
+{
+	if (!c->keeper)
+		return false;
+	if (c->keeper->on_ended(c))
+		return true;
+	c->keeper = NULL;
+	return false;
+}
+
 /* The end of one connection: the user's last call, then everything goes. */
 static void reap(struct conn *c)
 {
@@ -747,9 +826,7 @@ static void reap(struct conn *c)
 		c->events->on_end(c);
 	if (c->tap)
 		c->tap->ended(c);
-	if (c->reading != READING_OFF)
-		event_del(&c->read_event);
-	bufferevent_disable(c->bev, EV_WRITE);
+	unwatch(c);
 	if (c->transport)
 		c->transport->free(c);
 	if (c->filter) {
@@ -800,13 +877,12 @@ static void at_end(void *data)
 	conns->ending_end = &conns->ending;
 	for (; c; c = next) {
 		next = c->next_ending;
-		if (c->dirty) { /* since the flush above: it is in the list of the next turn */
-			c->next_ending = NULL;
-			*conns->ending_end = c;
-			conns->ending_end = &c->next_ending;
-		} else {
+		if (c->dirty) /* since the flush above: it is in the list of the next turn */
+			mark_ending(c);
+		else if (is_kept(c))
+			park(c);
+		else
 			reap(c);
-		}
 	}
 }
 

@@ -6,6 +6,7 @@
 
 #include "lua_core.h"
 #include "lua_handler.h"
+#include "lua_signal.h"
 #include "lua_timer.h"
 #include "lua_udp.h"
 #include "mem.h"
@@ -307,6 +308,7 @@ void generation_retire(struct generation *g, struct generation *heir)
 			conn_end(g->dialers[i].lc->c, NULL, "reloaded"); /* its block is gone or has changed */
 	g->vm->retired = true;
 	lua_timer_cancel_all(g->vm, false);
+	lua_signal_cancel_all(g->vm, heir ? heir->vm : NULL);
 	lua_net_close_servers(g->vm, heir ? heir->vm : NULL);
 	g->vm->first_tick = g->vm->next_tick;
 	timer_start(g->runtime->loop, &g->deadline, (heir ? heir : g)->config->reload_timeout_ns);

@@ -65,12 +65,14 @@ static int handle_gc(lua_State *L)
 	free(lc->names);
 	free(lc->hostname);
 	free(lc->listens);
+	free(lc->child);
 	tls_context_unref(lc->tls);
 	if (lc->owns_label)
 		free((char *)lc->label);
 	lc->names = NULL;
 	lc->hostname = NULL;
 	lc->listens = NULL;
+	lc->child = NULL;
 	lc->tls = NULL;
 	lc->label = NULL;
 	lc->owns_label = false;
@@ -240,12 +242,12 @@ static int push_data(lua_State *L, const struct event_call *e)
 	return c->transport ? 1 + arg_push_addr(L, &c->peer) : 1;
 }
 
-/* receive_data(self, data[, host, port]) */
+/* receive_data(self, data[, host, port]), receive_stderr(self, data) */
 static int data_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
-	if (!push_method(L, e->lc, "receive_data"))
+	if (!push_method(L, e->lc, e->call.callback))
 		return 0;
 	return vm_call_script(L, 1 + push_data(L, e));
 }
@@ -270,7 +272,7 @@ static void on_data(struct conn *c, const char *bytes, size_t length)
 		enter(lc, "data", emit_data_body, &e);
 }
 
-/* The peer has ended its side. Unless the handler wants to know, so do we. */
+/* The peer has ended its side. Unless the handler wants to know, so do we; a child may still go on. */
 static void on_eof(struct conn *c)
 {
 	struct lua_conn *lc = c->user;
@@ -280,6 +282,8 @@ static void on_eof(struct conn *c)
 		return;
 	if (c->eof_relayed)
 		lc->eof_unheard = true;
+	else if (lc->child)
+		conn_shut(c);
 	else
 		conn_finish(c, NULL, "eof");
 }
@@ -350,6 +354,8 @@ static void on_end(struct conn *c)
 	struct lua_conn *lc = c->user;
 	struct event_call e = {0};
 
+	if (lc->child)
+		lc->child->process = NULL;
 	if (lc->connector) {
 		connector_cancel(lc->connector);
 		lc->connector = NULL;
@@ -416,6 +422,32 @@ static void on_send_error(struct conn *c, const char *code, const char *why, con
 }
 
 const struct udp_events lua_conn_udp_events = {.on_datagram = on_data, .on_send_error = on_send_error};
+
+/* Bytes of a child's standard error. */
+static void on_stderr(struct conn *c, const char *bytes, size_t length)
+{
+	struct event_call e = {.bytes = bytes, .length = length};
+
+	enter(c->user, "receive_stderr", data_body, &e);
+}
+
+/* A child's status: kept for whoever asks. */
+static void on_exit_status(struct conn *c, struct process_status status)
+{
+	struct lua_conn *lc = c->user;
+
+	lc->child->status = status;
+}
+
+static const struct process_events child_events = {.on_stderr = on_stderr, .on_exit = on_exit_status};
+
+/* Makes it the connection of a child. */
+void lua_conn_attach(struct lua_conn *lc, struct process *p)
+{
+	lc->child->process = p;
+	lc->child->pid = process_pid(p);
+	process_attach(p, lc->c, &child_events);
+}
 
 /* The handshake has ended. */
 static void on_handshake(struct conn *c)

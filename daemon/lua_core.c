@@ -13,8 +13,10 @@
 #include "lua_handler.h"
 #include "lua_methods.h"
 #include "lua_net.h"
+#include "lua_process.h"
 #include "lua_relay.h"
 #include "lua_sandbox.h"
+#include "lua_signal.h"
 #include "lua_sys.h"
 #include "lua_timer.h"
 #include "lua_tls.h"
@@ -284,6 +286,8 @@ static int open_vm(lua_State *L)
 	lua_udp_open(L);
 	lua_net_open(L);
 	lua_timer_open(L);
+	lua_signal_open(L);
+	lua_process_open(L);
 	lua_relay_open(L);
 	lua_tls_open(L);
 	lua_sys_open(L);
@@ -441,5 +445,6 @@ void core_shutdown(struct vm *vm, const char *why, bool flush)
 	lua_net_drop_inheritance(vm);
 	lua_conn_end_all(vm, why, flush);
 	lua_timer_cancel_all(vm, true);
+	lua_signal_cancel_all(vm, NULL);
 	vm->first_tick = vm->next_tick;
 }

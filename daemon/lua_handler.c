@@ -17,6 +17,7 @@ static const char *const callbacks[] = {
 	"post_init",
 	"connection_completed",
 	"receive_data",
+	"receive_stderr",
 	"receive_eof",
 	"drained",
 	"unbind",

@@ -32,6 +32,11 @@ function Skeleton:receive_data(data)
   self.full = self:send_data(data) == false
 end
 
+--- Of a child process only (em.popen with stderr = "separate"): it has written to its standard error.
+function Skeleton:receive_stderr(data)
+  em.log.warn("child %d: %s", self:get_pid(), data)
+end
+
 --- What was queued has gone, after a send_data that returned false.
 function Skeleton:drained()
   self.full = false

@@ -68,6 +68,17 @@ struct conn_transport {
 	void (*free)(struct conn *c);
 };
 
+/*
+ * Who shares in the end of a connection: process.c, for a child on the other side. Such a peer may leave without having read what we sent,
+ * which is no error of the connection's; its own last bytes are read even then, and after a pause. Its end of the stream alone does not end
+ * the connection: that is left to conn_end.
+ */
+struct conn_keeper {
+	void (*on_eof)(struct conn *c);   /* after the user's on_eof */
+	void (*on_pause)(struct conn *c); /* it was paused or resumed */
+	bool (*on_ended)(struct conn *c); /* it was ended. true: on_end waits for conn_release, the descriptor goes now; false: keeps no more */
+};
+
 enum conn_state { CONN_CONNECTING, CONN_OPEN, CONN_FLUSHING, CONN_LINGERING, CONN_ENDING };
 
 /* What conn_send answers. */
@@ -92,6 +103,8 @@ struct conn {
 	void *filter_data;           /* the filter's */
 	const struct conn_transport *transport; /* NULL: a stream */
 	void *transport_data;        /* the transport's */
+	const struct conn_keeper *keeper; /* NULL: nobody */
+	void *keeper_data;           /* the keeper's */
 	const struct conn_tap *tap;  /* of relay and feeder; NULL where there never was one */
 	struct relay *relay;         /* takes its input, NULL: the user does */
 	struct relay *feeder;        /* fills its output, NULL: nobody but the user */
@@ -109,6 +122,7 @@ struct conn {
 	bool shut_asked, shut;       /* FIN asked for; sent */
 	bool filter_finished;        /* the filter has had its last word */
 	bool finishing;              /* conn_finish was called */
+	bool parked;                 /* ended, and kept until conn_release */
 	bool full;                   /* above high water, on_drained is owed */
 	bool dirty;                  /* in the list of those to write at the turn's end */
 	bool unsent;                 /* the user has sent bytes that are not all with the kernel yet */
@@ -184,6 +198,10 @@ bool conn_set_watermarks(struct conn *c, size_t low, size_t high) __attribute__(
 
 /* Puts a filter in, which must not have one yet. What was sent before goes out as it is. */
 void conn_set_filter(struct conn *c, const struct conn_filter *filter, void *data);
+
+/* Gives it a keeper, before it has a descriptor; the end of the keeping of one that is parked. */
+void conn_keep(struct conn *c, const struct conn_keeper *keeper, void *data);
+void conn_release(struct conn *c);
 
 /* For filters: plain bytes for the user (during the call only), the end of the plain stream; a change of the wire's output, and its writing
  * at once, before an end that would drop it. */

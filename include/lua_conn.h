@@ -7,6 +7,7 @@
 #include "connector.h"
 #include "listener.h"
 #include "lua_vm.h"
+#include "process.h"
 #include "tls_filter.h"
 #include "udp.h"
 
@@ -22,6 +23,13 @@ struct lua_class {
 struct lua_conn_names {
 	struct addr peer, local;
 	struct flow flow;
+};
+
+/* The child process of a connection, in part even when both have ended. */
+struct lua_child {
+	struct process *process; /* NULL once unbound */
+	pid_t pid;
+	struct process_status status;
 };
 
 /* The handle: born without a connection, with one while it lives, without one afterwards. */
@@ -49,6 +57,7 @@ struct lua_conn {
 	struct lua_conn_names *names; /* after the end */
 	void (*on_unbound)(struct lua_conn *lc, void *data); /* for who made it in C; NULL: nobody */
 	void *on_unbound_data;
+	struct lua_child *child;    /* whose input and output it is; NULL: no child's */
 	uint64_t relayed;           /* after the end: bytes that its relay had passed on */
 	bool outgoing, unbinding;
 	bool eof_unheard;           /* a relay has passed the peer's end on, and the handler has no receive_eof */
@@ -88,6 +97,9 @@ void lua_conn_push_emit(lua_State *L);
 
 /* Starts to connect to host and port or (host NULL) to a Unix path. */
 void lua_conn_connect(struct lua_conn *lc, const char *host, uint16_t port, const struct addr *to, const struct addr *bind);
+
+/* Hands a started child to a handle, whose memory for it is there already: from now on it is a connection with the child. */
+void lua_conn_attach(struct lua_conn *lc, struct process *p);
 
 /* What the body `accepted` below gets. */
 struct lua_accepted {

@@ -19,9 +19,11 @@
 #include "resolver.h"
 #include "tls.h"
 
+struct processes;
 struct vm;
 struct lua_conn;
 struct lua_server;
+struct lua_signal;
 struct lua_timer;
 struct socket_inheritance;
 struct lua_lookup;
@@ -46,6 +48,7 @@ struct vm_options {
 	struct loop *loop;
 	struct conns *conns;
 	struct resolver *resolver;
+	struct processes *processes;
 	struct guard *guard;
 	struct tls_contexts *tls;
 	const struct vm_host *host;
@@ -82,6 +85,7 @@ struct vm {
 	struct lua_conn *conns;     /* all of this VM's */
 	struct lua_server *servers;
 	struct lua_timer *timers;
+	struct lua_signal *signals;
 	struct lua_timer *firing;   /* the one whose function runs, NULL: none */
 	size_t conn_count, server_count, timer_count;
 	const void *conn_meta; /* identity of the handle's metatable, see lua_conn.c */
@@ -135,6 +139,7 @@ int vm_resume(lua_State *L, lua_State *co, int arguments, int *results);
 /* Closes the pending variables of a coroutine that ended with an error and returns its status, the error being on co. Not under overrun:
  * an error that the time limit's hook has raised leaves hooks off, so that there would be no limit. */
 int vm_reset(lua_State *L, lua_State *co);
+
 /* Raises while handler files load: a reload that is refused must have had no effect, so they open and change nothing outside the VM. */
 void vm_check_open(lua_State *L);
 

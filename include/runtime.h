@@ -9,6 +9,7 @@
 #include "guard.h"
 #include "lua_vm.h"
 #include "loop.h"
+#include "process.h"
 #include "resolver.h"
 #include "stats.h"
 #include "tls.h"
@@ -18,6 +19,7 @@ struct runtime {
 	struct loop *loop;
 	struct conns *conns;
 	struct resolver *resolver;
+	struct processes *processes;
 	struct guard *guard;
 	struct tls_contexts *tls;
 	char *library_dir;     /* shipped handlers and em/ */

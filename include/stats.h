@@ -19,6 +19,8 @@
 	X(listeners, gauge, "listeners open now")                                            \
 	X(timers, gauge, "timers of scripts that wait now")                                  \
 	X(references, gauge, "values that the daemon holds for scripts now")                 \
+	X(children, gauge, "child processes alive now, or whose connection still is")         \
+	X(children_started, counter, "child processes started")                              \
 	X(generations, gauge, "generations of handlers alive now")                           \
 	X(bytes_in, counter, "bytes received")                                               \
 	X(bytes_out, counter, "bytes sent")                                                  \

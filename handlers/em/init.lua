@@ -9,9 +9,9 @@ local em = {}
 -- Functions of the core that scripts see under the same name.
 for _, name in ipairs {
   "Connection", "PeriodicTimer", "Timer", "VERSION", "add_periodic_timer", "add_shutdown_hook", "add_timer", "bind_connect",
-  "cancel_timer", "connect", "connect_unix_domain", "connection_count", "current_time", "disable_proxy",
-  "enable_proxy", "error_handler", "get_timer_count", "listen",
-  "log", "next_tick", "open_datagram_socket", "process", "reactor_running", "reconnect", "ssl", "start_server", "start_unix_domain_server", "stop", "stop_event_loop",
+  "cancel_timer", "connect", "connect_unix_domain", "connection_count", "current_time", "disable_proxy", "enable_proxy", "error_handler",
+  "get_timer_count", "listen", "log", "next_tick", "on_signal", "open_datagram_socket", "popen", "process", "reactor_running", "reconnect",
+  "set_descriptor_table_size", "set_effective_user", "ssl", "start_server", "start_unix_domain_server", "stop", "stop_event_loop",
   "stop_server", "stopping", "uuid",
 } do
   em[name] = core[name]
@@ -27,6 +27,10 @@ function em.Connection:extend(members)
   class.__index = class
   return setmetatable(class, { __index = self })
 end
+
+local child = require "em.child"
+em.system = child.system
+em.DeferrableChildProcess = child.DeferrableChildProcess
 
 -- on, once, off and emit on connections and servers.
 EventEmitter.include(em.Connection)
