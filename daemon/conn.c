@@ -71,6 +71,17 @@ static void watch_always(struct conn *c)
 		mark_dirty(c);
 }
 
+/* Waits for room to write, or not any more. */
+static void watch_room(struct conn *c, bool on)
+{
+	if (c->transport)
+		c->transport->watch_room(c, on);
+	else if (on)
+		bufferevent_enable(c->bev, EV_WRITE);
+	else
+		bufferevent_disable(c->bev, EV_WRITE);
+}
+
 /*
  * Makes libevent watch what c's state calls for. Data is watched level-triggered. A connection that may not read is watched
  * edge-triggered for errors alone, and not beside a level-triggered write event: libevent takes no mixture on one descriptor.
@@ -95,7 +106,7 @@ static void watch(struct conn *c)
 		read = READING_ERRORS;
 
 	if (!write && c->writing)
-		bufferevent_disable(c->bev, EV_WRITE);
+		watch_room(c, false);
 	if (read != c->reading) {
 		if (c->reading != READING_OFF)
 			event_del(&c->read_event);
@@ -111,7 +122,7 @@ static void watch(struct conn *c)
 		c->reading = read;
 	}
 	if (write && !c->writing)
-		bufferevent_enable(c->bev, EV_WRITE);
+		watch_room(c, true);
 	c->writing = write;
 }
 
@@ -275,6 +286,18 @@ static bool sources_broken(struct conn *c)
 	return false;
 }
 
+/* Tells the user that there is room again, or that nothing waits any more. */
+static void tell_room(struct conn *c, bool progress)
+{
+	if (c->full && c->queued <= c->flow.low_water && c->state == CONN_OPEN) {
+		c->full = false;
+		if (c->user)
+			c->events->on_drained(c);
+	}
+	if (progress && !c->queued && !c->sources && c->state == CONN_OPEN && c->user && c->events->on_flushed)
+		c->events->on_flushed(c);
+}
+
 /* Accounts for what a write took away, and does what waits for it. */
 static void wrote(struct conn *c)
 {
@@ -301,13 +324,7 @@ static void wrote(struct conn *c)
 		send_fin(c);
 	if (c->feeder)
 		c->tap->wrote(c, n > 0);
-	if (c->full && c->queued <= c->flow.low_water && c->state == CONN_OPEN) {
-		c->full = false;
-		if (c->user)
-			c->events->on_drained(c);
-	}
-	if (n && !c->queued && !c->sources && c->state == CONN_OPEN && c->user && c->events->on_flushed)
-		c->events->on_flushed(c);
+	tell_room(c, n > 0);
 }
 
 /* Drops what waits to be sent. */
@@ -355,9 +372,64 @@ static void write_failed(struct conn *c, int error)
 	watch(c);
 }
 
+/* The same for a transport. One that is finishing ends when nothing waits any more. */
+static void flush_transport(struct conn *c)
+{
+	size_t n = c->transport->flush(c);
+
+	if (c->state == CONN_ENDING)
+		return;
+	if (c->finishing && !c->transport->pending(c)) {
+		conn_end(c, c->end_code, c->end_why);
+		return;
+	}
+	tell_room(c, n > 0);
+	if (c->state != CONN_ENDING)
+		watch(c);
+}
+
+/* There is room for a transport's output. */
+void conn_transport_room(struct conn *c)
+{
+	c->writing = false;
+	if (c->state != CONN_ENDING)
+		flush_transport(c);
+}
+
+/* The turn's end is wanted. */
+void conn_transport_dirty(struct conn *c)
+{
+	if (c->state != CONN_ENDING)
+		mark_dirty(c);
+}
+
+/* Brings the sums in step with a transport's queue. */
+void conn_transport_queued(struct conn *c, size_t bytes, size_t items)
+{
+	struct conns *conns = c->conns;
+
+	conns->queued = conns->queued - c->weight + bytes;
+	c->weight = bytes;
+	conns->loop->stats->bytes_queued = conns->queued;
+	c->queued = bytes;
+	c->wire_queued = items;
+}
+
+/* Puts a transport in the place of the stream. */
+void conn_set_transport(struct conn *c, const struct conn_transport *transport, void *data)
+{
+	c->transport = transport;
+	c->transport_data = data;
+}
+
 /* The turn's end for one dirty connection: one write. */
 static void flush(struct conn *c)
 {
+	if (c->transport) {
+		if (c->state != CONN_ENDING)
+			flush_transport(c);
+		return;
+	}
 	if (c->state == CONN_ENDING || c->paused || c->writing || c->fd < 0 || c->write_error)
 		return;
 	prepare(c);
@@ -475,6 +547,10 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 	(void)what;
 	if (c->state == CONN_ENDING)
 		return;
+	if (c->transport) {
+		c->transport->readable(c);
+		return;
+	}
 	if (c->reading == READING_ERRORS) {
 		int error = pending_error(c);
 		if (error && c->state != CONN_OPEN && !c->unsent) /* a last word that nobody waited for */
@@ -625,7 +701,7 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	}
 	c->last_io_ns = loop_now(c->conns->loop);
 	bufferevent_setfd(c->bev, fd);
-	if (c->is_socket && c->peer.any.sa_family != AF_UNIX) {
+	if (c->is_socket && !c->transport && c->peer.any.sa_family != AF_UNIX) {
 		sock_nodelay(fd, c->flow.nodelay);
 		if (c->flow.keepalive >= 0 && sock_keepalive(fd, true, c->flow.keepalive, c->flow.keepalive_interval, c->flow.keepalive_count) < 0)
 			conn_end_errno(c, errno);
@@ -706,7 +782,7 @@ static void unwatch(struct conn *c)
 	c->reading = READING_OFF;
 	if (c->watch_only && c->fd >= 0)
 		event_del(&c->read_event);
-	bufferevent_disable(c->bev, EV_WRITE);
+	watch_room(c, false);
 	c->writing = false;
 }
 
@@ -783,7 +859,7 @@ static enum send_result queue(struct conn *c, const void *bytes, size_t length, 
 		return SEND_CLOSED;
 	if (c->watch_only)
 		return SEND_UNABLE;
-	if (c->shut_asked)
+	if (c->shut_asked || c->transport)
 		return SEND_SHUT;
 	if (c->write_error) /* it will end as soon as its input has been read */
 		return SEND_CLOSED;
@@ -839,7 +915,7 @@ enum send_result conn_send_source(struct conn *c, struct conn_source *s)
 {
 	if (!conn_usable(c) || c->write_error)
 		return SEND_CLOSED;
-	if (c->watch_only)
+	if (c->watch_only || c->transport)
 		return SEND_UNABLE;
 	if (c->shut_asked)
 		return SEND_SHUT;
@@ -862,8 +938,10 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 {
 	if (!conn_usable(c))
 		return;
-	if (!c->queued && !c->sources && !c->keeper &&
-	    (c->state == CONN_CONNECTING || c->watch_only || (c->eof && (!c->filter || c->filter_finished)))) {
+	bool nothing = c->transport ? !c->transport->pending(c)
+				    : !c->queued && !c->sources && !c->keeper &&
+					      (c->state == CONN_CONNECTING || c->watch_only || (c->eof && (!c->filter || c->filter_finished)));
+	if (nothing) {
 		conn_end(c, code, why); /* nothing to flush, and nobody to wait for */
 		return;
 	}
@@ -873,6 +951,7 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 	c->shut_asked = true;
 	c->paused = false;
 	c->held = false;
+	c->eof |= c->transport != NULL; /* what still comes is for whoever has the socket next */
 	if (c->state == CONN_OPEN)
 		start_flushing(c);
 	if (c->keeper)
@@ -1090,6 +1169,8 @@ static void reap(struct conn *c)
 	if (c->tap)
 		c->tap->ended(c);
 	unwatch(c);
+	if (c->transport)
+		c->transport->free(c);
 	if (c->filter) {
 		if (!c->end_code && !c->queued && !c->filter_finished && !c->shut) { /* an orderly end has a last word */
 			c->filter->finish(c);

@@ -23,6 +23,8 @@ struct event_call {
 	const char *bytes;   /* on_data */
 	size_t length;
 	bool missing;        /* the handler has no such method */
+	const char *code, *why, *host; /* on_send_error */
+	uint16_t port;
 };
 
 static const struct conn_events lua_conn_events;
@@ -62,12 +64,14 @@ static int handle_gc(lua_State *L)
 
 	free(lc->names);
 	free(lc->hostname);
+	free(lc->listens);
 	free(lc->child);
 	tls_context_unref(lc->tls);
 	if (lc->owns_label)
 		free((char *)lc->label);
 	lc->names = NULL;
 	lc->hostname = NULL;
+	lc->listens = NULL;
 	lc->child = NULL;
 	lc->tls = NULL;
 	lc->label = NULL;
@@ -173,7 +177,7 @@ int lua_conn_push_sent(lua_State *L, enum send_result result)
 	switch (result) {
 	case SEND_CLOSED: return arg_failure(L, "ENOTCONN", "closed");
 	case SEND_SHUT: return arg_failure(L, "EPIPE", "closed for writing");
-	case SEND_UNABLE: return arg_failure(L, "EOPNOTSUPP", "a watch carries no bytes");
+	case SEND_UNABLE: return arg_failure(L, "EOPNOTSUPP", "not on a datagram socket or a watch");
 	default: lua_pushboolean(L, result == SEND_OK); return 1;
 	}
 }
@@ -240,15 +244,23 @@ bool lua_conn_call(struct lua_conn *lc, const char *callback)
 	return enter(lc, callback, plain_body, &e) && !e.missing;
 }
 
-/* receive_data(self, data), receive_stderr(self, data) */
+/* Pushes what was received: bytes, or a datagram with its sender. Returns the number of values. */
+static int push_data(lua_State *L, const struct event_call *e)
+{
+	const struct conn *c = e->lc->c;
+
+	lua_pushlstring(L, e->bytes, e->length);
+	return c->transport ? 1 + arg_push_addr(L, &c->peer) : 1;
+}
+
+/* receive_data(self, data[, host, port]), receive_stderr(self, data) */
 static int data_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
 	if (!lua_conn_push_method(L, e->lc, e->call.callback))
 		return 0;
-	lua_pushlstring(L, e->bytes, e->length);
-	return vm_call_script(L, 2);
+	return vm_call_script(L, 1 + push_data(L, e));
 }
 
 /* Listeners of "data". */
@@ -257,8 +269,7 @@ static int emit_data_body(lua_State *L)
 	struct event_call *e = lua_touserdata(L, 1);
 
 	push_emit(L, e->lc, "data");
-	lua_pushlstring(L, e->bytes, e->length);
-	return vm_call_script(L, 3);
+	return vm_call_script(L, 2 + push_data(L, e));
 }
 
 /* Bytes have arrived. */
@@ -366,6 +377,8 @@ static void on_end(struct conn *c)
 	}
 	if (lc->cancel_timers)
 		lc->cancel_timers(lc);
+	if (lc->cancel_sendings)
+		lc->cancel_sendings(lc);
 	lua_conn_keep_names(lc);
 	lc->unbinding = true;
 	enter(lc, "unbind", unbind_body, &e);
@@ -380,6 +393,8 @@ static void on_end(struct conn *c)
 	if (lc->cancel_timers) /* those that unbind has made */
 		lc->cancel_timers(lc);
 	c->user = NULL;
+	lc->end_code = c->end_code;
+	lc->end_used = c->bytes_in || c->bytes_out || c->last_io_ns != c->opened_ns;
 	lc->relayed = c->relayed;
 	lc->eof_unheard = false;
 	lc->c = lc->again;
@@ -443,6 +458,30 @@ static const struct conn_events lua_conn_events = {
 	.on_flushed = on_flushed,
 	.on_end = on_end,
 };
+
+/* send_error(self, message, code, host, port) */
+static int send_error_body(lua_State *L)
+{
+	struct event_call *e = lua_touserdata(L, 1);
+
+	if (!lua_conn_push_method(L, e->lc, "send_error"))
+		return 0;
+	lua_pushstring(L, e->why);
+	lua_pushstring(L, e->code);
+	lua_pushstring(L, e->host);
+	lua_pushinteger(L, e->port);
+	return vm_call_script(L, 5);
+}
+
+/* A datagram did not go or did not arrive. */
+static void on_send_error(struct conn *c, const char *code, const char *why, const char *host, uint16_t port)
+{
+	struct event_call e = {.code = code, .why = why, .host = host, .port = port};
+
+	enter(c->user, "send_error", send_error_body, &e);
+}
+
+const struct udp_events lua_conn_udp_events = {.on_datagram = on_data, .on_send_error = on_send_error};
 
 /* Bytes of a child's standard error. */
 static void on_stderr(struct conn *c, const char *bytes, size_t length)

@@ -21,6 +21,7 @@
 #include "lua_sys.h"
 #include "lua_timer.h"
 #include "lua_tls.h"
+#include "lua_udp.h"
 #include "lua_watch.h"
 #include "mem.h"
 
@@ -284,6 +285,7 @@ static int open_vm(lua_State *L)
 	lua_methods_open(L);
 	lua_setfield(L, 1, "Connection");
 	lua_handler_open(L);
+	lua_udp_open(L);
 	lua_net_open(L);
 	lua_timer_open(L);
 	lua_signal_open(L);

@@ -31,6 +31,8 @@ static int l_send_file_data(lua_State *L)
 
 	if (!c)
 		return arg_failure(L, "ENOTCONN", "closed");
+	if (c->transport || c->watch_only)
+		return lua_conn_push_sent(L, SEND_UNABLE);
 	char *bytes = luaL_buffinitsize(L, &buffer, FILE_SMALL);
 	ssize_t n = file_read(path, bytes);
 	if (n < 0)

@@ -21,6 +21,7 @@ static const char *const callbacks[] = {
 	"receive_eof",
 	"drained",
 	"unbind",
+	"send_error",
 	"proxy_target_unbound",
 	"proxy_completed",
 	"notify_readable",

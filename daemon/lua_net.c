@@ -9,6 +9,7 @@
 
 #include "lua_arg.h"
 #include "lua_handler.h"
+#include "lua_udp.h"
 #include "lua_watch.h"
 #include "mem.h"
 #include "sock.h"
@@ -120,6 +121,7 @@ void lua_net_close_servers(struct vm *vm, struct vm *heir)
 {
 	while (vm->servers)
 		server_stop(vm->servers, heir);
+	lua_udp_close_servers(vm, heir);
 }
 
 /* Closes what was not claimed. */
@@ -127,6 +129,7 @@ void lua_net_drop_inheritance(struct vm *vm)
 {
 	struct inheritance *i;
 
+	lua_udp_drop_inheritance(vm);
 	while ((i = vm->inherited)) {
 		vm->inherited = i->next;
 		listener_close(i->l);
@@ -157,6 +160,9 @@ static int open_server(lua_State *L, struct listen_conf *conf, int handler, int 
 {
 	struct vm *vm = vm_of(L);
 	char *why = NULL;
+
+	if (conf->url.scheme == SCHEME_UDP)
+		return lua_udp_listen(L, conf, handler, last);
 	struct lua_server *s = lua_newuserdatauv(L, sizeof *s, 0);
 	memset(s, 0, sizeof *s);
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &server_key);
@@ -231,11 +237,11 @@ static void *push_conf(lua_State *L, size_t size, lua_CFunction gc)
 }
 
 /* Pushes the text of a URL for host and port. */
-static const char *push_url(lua_State *L, const char *host, uint16_t port)
+static const char *push_url(lua_State *L, enum scheme scheme, const char *host, uint16_t port)
 {
 	if (!*host)
 		host = "0.0.0.0";
-	return lua_pushfstring(L, strchr(host, ':') ? "tcp://[%s]:%d" : "tcp://%s:%d", host, (int)port);
+	return lua_pushfstring(L, strchr(host, ':') ? "%s://[%s]:%d" : "%s://%s:%d", scheme_name(scheme), host, (int)port);
 }
 
 /* The options table at index (or none) as plain data; raises where it is none. The value is the caller's to clear. */
@@ -293,7 +299,7 @@ static int l_start_server(lua_State *L)
 		lua_settop(L, handler);
 		last = handler;
 	}
-	const char *url = handler == 2 ? text : push_url(L, text, arg_port(L, 2, true));
+	const char *url = handler == 2 ? text : push_url(L, SCHEME_TCP, text, arg_port(L, 2, true));
 	return open_server(L, push_listen_conf(L, url, 0), handler, last, -1);
 }
 
@@ -310,6 +316,19 @@ static int l_start_unix_domain_server(lua_State *L)
 	if (!addr_from_path(&a, path))
 		return arg_failure(L, errno_code(errno), "listen unix://%s: %s", path, errno_text(errno));
 	return open_server(L, push_listen_conf(L, lua_pushfstring(L, "unix://%s", path), 0), 2, last, -1);
+}
+
+/* open_datagram_socket(host, port, handler, ...) */
+static int l_open_datagram_socket(lua_State *L)
+{
+	const char *host = luaL_checkstring(L, 1);
+	uint16_t port = arg_port(L, 2, true);
+	int last = lua_gettop(L);
+
+	vm_check_open(L);
+	if (last < 3)
+		lua_settop(L, last = 3);
+	return open_server(L, push_listen_conf(L, push_url(L, SCHEME_UDP, host, port), 0), 3, last, -1);
 }
 
 /* listen(url or table[, handler[, options]]); a table is url and options in one, arguments may follow the handler then. */
@@ -559,7 +578,7 @@ static int l_connect(lua_State *L)
 	if (handler == 3) {
 		t.host = lua_tostring(L, 1);
 		t.port = arg_port(L, 2, false);
-		t.label = push_url(L, t.host, t.port);
+		t.label = push_url(L, SCHEME_TCP, t.host, t.port);
 		if (!*t.host) {
 			t.failure = "EAI_NONAME";
 			t.why = "not a valid name";
@@ -606,7 +625,7 @@ static int l_bind_connect(lua_State *L)
 	set_bind(&t, luaL_checkstring(L, 1), lua_isnil(L, 2) ? 0 : arg_port(L, 2, true));
 	t.host = luaL_checkstring(L, 3);
 	t.port = arg_port(L, 4, false);
-	t.label = push_url(L, t.host, t.port);
+	t.label = push_url(L, SCHEME_TCP, t.host, t.port);
 	return connect_to(L, &t, 5, last);
 }
 
@@ -624,7 +643,7 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 		return 1;
 	}
 	struct flow flow = lc->unbinding ? lc->c->flow : lc->names->flow;
-	const char *label = push_url(L, host, port);
+	const char *label = push_url(L, SCHEME_TCP, host, port);
 	if (!lc->unbinding) /* long gone: it is taken back into the VM's keeping */
 		lua_conn_hold(L, lc, 1);
 	lua_conn_revive(lc, &flow);
@@ -725,6 +744,7 @@ static const luaL_Reg server_methods[] = {
 static const luaL_Reg functions[] = {
 	{"start_server", l_start_server},
 	{"start_unix_domain_server", l_start_unix_domain_server},
+	{"open_datagram_socket", l_open_datagram_socket},
 	{"listen", l_listen},
 	{"attach_server", l_attach_server},
 	{"stop_server", l_server_stop},

@@ -86,6 +86,15 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 /* Takes over limits. */
 void runtime_configure(struct runtime *r, const struct config *config)
 {
+	char *servers = NULL;
+
+	for (size_t i = 0; i < config->nameservers.count; i++) {
+		char *longer = mem_printf("%s%s%s", servers ? servers : "", servers ? "," : "", config->nameservers.items[i]);
+		free(servers);
+		servers = longer;
+	}
+	resolver_set_servers(r->resolver, servers);
+	free(servers);
 	r->conns->max_queued = config->max_queued;
 	guard_set_limit(r->guard, config->callback_time_ns);
 }

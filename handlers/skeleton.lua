@@ -84,6 +84,11 @@ function Skeleton:process_exited(status)
   em.log.info("process %d has ended with %s", self.pid, status and (status.exited or status.signaled) or "?")
 end
 
+--- On a datagram socket: a datagram to that host and port did not go or did not arrive. The socket stays open.
+function Skeleton:send_error(message, code, host, port)
+  em.log.info("nothing goes to %s %d: %s (%s)", host, port, message, code)
+end
+
 --- The end: exactly once, last. err is nil when all is well, else a code such as "ECONNRESET"; why says it in words.
 function Skeleton:unbind(err, why)
   connections = connections - 1

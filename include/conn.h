@@ -84,6 +84,15 @@ struct conn_tap {
 	void (*ended)(struct conn *c);              /* on either: its user has had on_end, it is about to be freed */
 };
 
+/* What moves something else than a stream between descriptor and user: datagrams. Each is called for its own connection alone. */
+struct conn_transport {
+	void (*readable)(struct conn *c);            /* input; where c->reading is READING_ERRORS, at most an error */
+	size_t (*flush)(struct conn *c);             /* writes what it can; how many items went. Calls back about what could not go */
+	bool (*pending)(const struct conn *c);       /* does anything still wait to be sent? */
+	void (*watch_room)(struct conn *c, bool on); /* waits for room, which it answers by conn_transport_room */
+	void (*free)(struct conn *c);
+};
+
 /*
  * Who shares in the end of a connection: process.c, for a child on the other side. Such a peer may leave without having read what we sent,
  * which is no error of the connection's; its own last bytes are read even then, and after a pause. Its end of the stream alone does not end
@@ -118,6 +127,8 @@ struct conn {
 	struct evbuffer *plain;      /* with a filter: what it has not taken yet, else NULL */
 	const struct conn_filter *filter; /* NULL: none */
 	void *filter_data;           /* the filter's */
+	const struct conn_transport *transport; /* NULL: a stream */
+	void *transport_data;        /* the transport's */
 	const struct conn_keeper *keeper; /* NULL: nobody */
 	void *keeper_data;           /* the keeper's */
 	const struct conn_tap *tap;  /* of relay and feeder; NULL where there never was one */
@@ -152,7 +163,7 @@ struct conn {
 	uint64_t opened_ns;
 	uint64_t bytes_in, bytes_out;
 	size_t queued;               /* bytes in output and plain, and behind sources */
-	size_t wire_queued;          /* of them in output */
+	size_t wire_queued;          /* of them in output; with a transport: items that could be written now */
 	size_t weightless;           /* of those the ones that take no memory */
 	size_t weight;               /* bytes queued that do take memory */
 	size_t behind;               /* bytes behind sources */
@@ -257,6 +268,14 @@ void conn_flush_now(struct conn *c);
 
 /* The errno that the socket has pending, 0 if none. The connection's end is told it too. */
 int conn_error(struct conn *c);
+
+/* Makes it the user of a transport instead of a stream; before conn_open. */
+void conn_set_transport(struct conn *c, const struct conn_transport *transport, void *data);
+
+/* For transports: what waits to be sent has changed; there is something to be done at the turn's end; there is room for output again. */
+void conn_transport_queued(struct conn *c, size_t bytes, size_t items);
+void conn_transport_dirty(struct conn *c);
+void conn_transport_room(struct conn *c);
 
 /* Is it still good for sending? */
 static inline bool conn_usable(const struct conn *c)

@@ -26,6 +26,8 @@ struct lua_server;
 struct lua_signal;
 struct lua_timer;
 struct watches;
+struct socket_inheritance;
+struct lua_lookup;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
 struct vm_subject {
@@ -93,6 +95,8 @@ struct vm {
 	int metas_ref;         /* class -> metatable of its instances */
 	int handlers_ref;      /* name -> handler */
 	struct inheritance *inherited; /* listeners of the generation before, see lua_net.c */
+	struct socket_inheritance *inherited_sockets; /* and its datagram sockets, see lua_udp.c */
+	struct lua_lookup *lookups; /* of names, under way, see lua_dns.c */
 };
 
 /* The VM of a Lua thread. */
