@@ -49,6 +49,12 @@ local function connect(s, options)
   return c
 end
 
+-- The handler, also on a port with TLS, which is the second result.
+local function serve_tls()
+  local port = t.free_port()
+  return serve(handler, { config = ('listen "tls://127.0.0.1:%d" { handler = "h", tls = { self_signed = true } }'):format(port) }), port
+end
+
 local bytes = ("0123456789abcdef"):rep(6250) -- 100,000
 
 describe("stream_file_data", function()
@@ -82,8 +88,7 @@ describe("stream_file_data", function()
   end)
 
   it("does so over TLS", function()
-    local s = serve(handler, { config = ('listen "tls://127.0.0.1:%d" { handler = "h", tls = { self_signed = true } }'):format(t.free_port()) })
-    local port = tonumber(t.read("reactord.conf"):match("tls://127.0.0.1:(%d+)"))
+    local s, port = serve_tls()
     local count = 320
     write_blocks("large", count)
     local c = assert(tls.connect(port))
@@ -234,8 +239,7 @@ describe("stream_file_data", function()
   end)
 
   it("does so over TLS, without a SIGBUS", function()
-    local s = serve(handler, { config = ('listen "tls://127.0.0.1:%d" { handler = "h", tls = { self_signed = true } }'):format(t.free_port()) })
-    local port = tonumber(t.read("reactord.conf"):match("tls://127.0.0.1:(%d+)"))
+    local s, port = serve_tls()
     write_blocks("large", 800)
     local c = assert(tls.connect(port))
     s:until_true "return x.conn ~= nil"

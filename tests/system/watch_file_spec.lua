@@ -214,7 +214,9 @@ describe("em.watch_file", function()
       function W:unbind(err, why) em.log.info("{{%s unbind %s %s}}", VERSION, err, why) end
       em.next_tick(function() assert(em.watch_file(PATH, W)) em.log.info("{{%s there}}", VERSION) end)
       return {}]]
-    local function write(version) t.write("h.lua", (text:gsub("VERSION", ("%q"):format(version)):gsub("PATH", ("%q"):format(t.path "f")))) end
+    local function write(version)
+      t.write("h.lua", (text:gsub("VERSION", ("%q"):format(version)):gsub("PATH", ("%q"):format(t.path "f"))))
+    end
     write "one"
     local d = t.start(('listen "tcp://127.0.0.1:%d" { handler = "h" }'):format(t.free_port()))
     d:wait_log "{{one there}}"
