@@ -23,7 +23,7 @@ REACTOR  = loop timer sig guard
 WIRE     = sock tls conn tls_filter
 
 # 4 sources: what produces connections
-SOURCES  = resolver listener connector relay
+SOURCES  = resolver activation listener connector relay
 
 # 5 lua: the door into the scripts, one binding a file
 LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_handler lua_net lua_timer lua_sys lua_sandbox lua_core

@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include <uthash.h>
 
+#include "activation.h"
 #include "conn.h"
 #include "log.h"
 #include "mem.h"
@@ -167,6 +168,8 @@ static char *make_name(const struct listen_conf *conf, const struct addr *local)
 {
 	char text[ADDR_TEXT_SIZE];
 
+	if (conf->url.scheme == SCHEME_FD)
+		return mem_printf("%s://%s", local->any.sa_family == AF_UNIX ? "unix" : "tcp", addr_format(local, text));
 	if (conf->url.scheme == SCHEME_UNIX)
 		return mem_strdup(conf->url_text);
 	return mem_printf("%s://%s", scheme_name(conf->url.scheme), addr_format(local, text));
@@ -197,15 +200,12 @@ static void remove_file(struct listener *l)
 	free(l->unlink_path);
 }
 
-/* Opens a listener. */
-struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
-	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+/* Opens a socket of our own; -1 with errno and a reason. */
+static int open_socket(const struct listen_conf *conf, struct addr *a, char **why)
 {
-	struct addr a;
-
-	if (!find_address(conf, &a, why))
-		return NULL;
-	int fd = sock_listen(&a, conf->backlog, conf->reuse_port, conf->mode);
+	if (!find_address(conf, a, why))
+		return -1;
+	int fd = sock_listen(a, conf->backlog, conf->reuse_port, conf->mode);
 	if (fd < 0) {
 		int saved = errno;
 		bool low = saved == EACCES && conf->url.scheme == SCHEME_TCP && conf->url.port < 1024;
@@ -213,11 +213,37 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 				       : mem_printf("listen %s: %s%s", conf->url_text, errno_text(saved),
 						 low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
 		errno = saved;
-		return NULL;
 	}
+	return fd;
+}
+
+/* Takes one that the process was started with; -1 with errno and a reason. */
+static int take_given(struct loop *loop, const struct listen_conf *conf, struct activation_socket **given, char **why)
+{
+	char *reason = NULL;
+	int fd = activation_take(loop->activation, conf->url.path, given, &reason), saved = errno;
+
+	if (fd < 0)
+		*why = mem_printf("listen %s: %s", conf->url_text, reason);
+	free(reason);
+	errno = saved;
+	return fd;
+}
+
+/* Opens a listener. */
+struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+{
+	struct activation_socket *given = NULL;
+	struct addr a = {0};
+	int fd = conf->url.scheme == SCHEME_FD ? take_given(loop, conf, &given, why) : open_socket(conf, &a, why);
+
+	if (fd < 0)
+		return NULL;
 	struct listener *l = mem_zalloc(sizeof *l);
 	l->loop = loop;
 	l->fd = fd;
+	l->given = given;
 	if (!sock_local(fd, &l->local))
 		l->local = a;
 	l->url = mem_strdup(conf->url_text);
@@ -249,7 +275,7 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 {
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
-	if (listen(l->fd, conf->backlog) < 0)
+	if (!l->given && listen(l->fd, conf->backlog) < 0)
 		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
 	if (l->unlink_path && conf->mode >= 0 && chmod(l->unlink_path, (mode_t)conf->mode) < 0)
 		log_warn("listen %s: mode: %s", l->name, errno_text(errno));
@@ -299,6 +325,8 @@ void listener_close(struct listener *l)
 	timer_stop(l->loop, &l->retry);
 	remove_file(l);
 	close(l->fd);
+	if (l->given)
+		l->given->taken = false;
 	l->fd = -1;
 	free_if_done(l);
 }

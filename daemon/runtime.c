@@ -53,6 +53,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 {
 	memset(r, 0, sizeof *r);
 	signal(SIGPIPE, SIG_IGN);
+	r->activation = activation_new();
 	raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);
@@ -64,6 +65,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 		runtime_close(r);
 		return false;
 	}
+	r->loop->activation = r->activation;
 	r->conns = conns_new(r->loop, SIZE_MAX);
 	r->resolver = resolver_new(r->loop);
 	r->tls = tls_contexts_new();
@@ -94,6 +96,7 @@ void runtime_close(struct runtime *r)
 	if (r->loop && r->loop->timers)
 		timers_close(r->loop);
 	loop_free(r->loop);
+	activation_free(r->activation);
 	free(r->library_dir);
 	*r = (struct runtime){.stats = r->stats};
 }

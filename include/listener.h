@@ -16,6 +16,7 @@
 #define LISTENER_RETRY_NS 100000000u   /* wait after an accept that failed for want of descriptors or memory */
 
 struct address_count;
+struct activation_socket;
 
 struct listener {
 	struct loop *loop;
@@ -38,9 +39,10 @@ struct listener {
 	uint64_t told_ns;            /* when the log last heard of starvation */
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer); /* takes fd over */
 	void *user;
+	struct activation_socket *given; /* what it works on a duplicate of, NULL: a socket of its own */
 };
 
-/* Opens a listener as its block says. NULL with errno and the reason in *why (caller frees): "listen tcp://…: Address already in use". */
+/* Opens a listener as its block says, or takes a socket that the process was started with (fd://). NULL with errno and the reason in *why (caller frees): "listen tcp://…: Address already in use". */
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
 

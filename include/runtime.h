@@ -4,6 +4,7 @@
 #ifndef REACTORD_RUNTIME_H
 #define REACTORD_RUNTIME_H
 
+#include "activation.h"
 #include "config.h"
 #include "conn.h"
 #include "guard.h"
@@ -19,6 +20,7 @@ struct runtime {
 	struct conns *conns;
 	struct resolver *resolver;
 	struct guard *guard;
+	struct activation *activation;
 	struct tls_contexts *tls;
 	char *library_dir;     /* shipped handlers and em/ */
 };
