@@ -34,8 +34,7 @@ static bool is_listening(int fd)
 {
 	int domain = ask(fd, SO_DOMAIN);
 
-	return ask(fd, SO_ACCEPTCONN) == 1 && ask(fd, SO_TYPE) == SOCK_STREAM &&
-	       (domain == AF_INET || domain == AF_INET6 || domain == AF_UNIX);
+	return ask(fd, SO_ACCEPTCONN) == 1 && ask(fd, SO_TYPE) == SOCK_STREAM && (domain == AF_INET || domain == AF_INET6 || domain == AF_UNIX);
 }
 
 /* Notes a descriptor; children do not get it any more. */
@@ -158,7 +157,7 @@ static struct activation_socket *find_number(const struct activation *a, const c
 		errno = EBADF;
 	} else {
 		*why = mem_printf("descriptor %s is %s", number,
-			is_listening((int)n) ? "the daemon's own" : "not a listening socket that was passed to the daemon");
+		                  is_listening((int)n) ? "the daemon's own" : "not a listening socket that was passed to the daemon");
 		errno = EINVAL;
 	}
 	return NULL;
@@ -201,6 +200,6 @@ void activation_log_unused(const struct activation *a)
 		struct addr local;
 		if (s->listed && !s->taken)
 			log_info("nobody listens on the socket '%s' that was passed as descriptor %d (%s)", s->name, s->fd,
-				sock_local(s->fd, &local) ? addr_format(&local, text) : "no address");
+			         sock_local(s->fd, &local) ? addr_format(&local, text) : "no address");
 	}
 }

@@ -109,9 +109,67 @@ static void free_if_done(struct listener *l)
 		HASH_DEL(l->addresses, entry);
 		free(entry);
 	}
+	free(l->proxies);
 	free(l->url);
 	free(l->name);
 	free(l);
+}
+
+/* Whom a connection stands for. */
+const struct addr *listener_client(const struct listener *l, const struct addr *peer)
+{
+	return l->header && l->header->named ? &l->header->peer : peer;
+}
+
+/* A connection may begin, unless its address has too many. */
+static void admit(struct listener *l, int fd, const struct addr *peer, const struct proxyproto *header)
+{
+	l->header = header;
+	if (count_address(l, listener_client(l, peer))) {
+		l->on_accept(l, fd, peer);
+	} else {
+		l->loop->stats->connections_refused++;
+		l->live--;
+		close(fd);
+	}
+	l->header = NULL;
+}
+
+/* Does it come from a proxy that we trust? */
+static bool is_proxy(const struct listener *l, const struct addr *peer)
+{
+	for (size_t i = 0; i < l->proxy_count; i++)
+		if (network_has(&l->proxies[i], peer))
+			return true;
+	return false;
+}
+
+/* A PROXY header is complete. */
+static void on_header(void *data, int fd, const struct addr *peer, const struct proxyproto *header)
+{
+	struct listener *l = data;
+
+	l->busy = true; /* on_accept may close it */
+	admit(l, fd, peer, header);
+	l->busy = false;
+	if (l->fd >= 0)
+		watch(l);
+	free_if_done(l);
+}
+
+/* It will not be. Who connects and leaves without a word only looks whether we are there. */
+static void on_no_header(void *data, int fd, const struct addr *peer, const char *why)
+{
+	struct listener *l = data;
+	char text[ADDR_TEXT_SIZE];
+
+	close(fd);
+	l->live--;
+	l->loop->stats->proxy_headers_refused += why != NULL;
+	if (why)
+		log_event(LEVEL_INFO, &(struct log_context){.listener = l->name, .peer = addr_format(peer, text)}, "PROXY header refused: %s", why);
+	if (l->fd >= 0)
+		watch(l);
 }
 
 /* Connections wait: accepts a batch, so that a flood leaves the others their turn. */
@@ -132,13 +190,13 @@ static void on_acceptable(evutil_socket_t fd, short what, void *data)
 			break;
 		}
 		l->loop->stats->connections_accepted++;
-		if (!count_address(l, &peer)) {
-			l->loop->stats->connections_refused++;
-			close(client);
-			continue;
-		}
 		l->live++;
-		l->on_accept(l, client, &peer);
+		if (!l->proxy_count)
+			admit(l, client, &peer, NULL);
+		else if (is_proxy(l, &peer))
+			preface_start(&l->prefaces, client, &peer);
+		else
+			on_no_header(l, client, &peer, "it is not from a trusted network");
 		watch(l);
 	}
 	l->busy = false;
@@ -230,6 +288,18 @@ static int take_given(struct loop *loop, const struct listen_conf *conf, struct 
 	return fd;
 }
 
+/* Takes over the networks of proxies, and how long a header may take. */
+static void set_proxies(struct listener *l, const struct listen_conf *conf)
+{
+	free(l->proxies);
+	l->proxy_count = 0;
+	l->proxies = mem_zalloc((conf->proxy_protocol.count + 1) * sizeof *l->proxies);
+	for (size_t i = 0; i < conf->proxy_protocol.count; i++)
+		if (network_parse(&l->proxies[l->proxy_count], conf->proxy_protocol.items[i]))
+			l->proxy_count++;
+	l->prefaces.timeout_ns = conf->tls ? conf->tls->handshake_timeout_ns : LISTENER_HEADER_NS;
+}
+
 /* Opens a listener. */
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
@@ -254,6 +324,8 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 	l->max_per_address = conf->max_connections_per_address;
 	l->on_accept = on_accept;
 	l->user = user;
+	l->prefaces = (struct prefaces){.loop = loop, .on_header = on_header, .on_failure = on_no_header, .data = l};
+	set_proxies(l, conf);
 	timer_init(&l->retry, on_retry, l);
 	loop->stats->listeners++;
 	l->event = event_new(loop->base, fd, EV_READ | EV_PERSIST, on_acceptable, l);
@@ -275,6 +347,7 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 {
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
+	set_proxies(l, conf);
 	if (!l->given && listen(l->fd, conf->backlog) < 0)
 		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
 	if (l->unlink_path && conf->mode >= 0 && chmod(l->unlink_path, (mode_t)conf->mode) < 0)
@@ -286,6 +359,7 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 void listener_pause(struct listener *l)
 {
 	l->paused = true;
+	prefaces_pause(&l->prefaces, true);
 	watch(l);
 }
 
@@ -293,6 +367,7 @@ void listener_pause(struct listener *l)
 void listener_resume(struct listener *l)
 {
 	l->paused = false;
+	prefaces_pause(&l->prefaces, false);
 	watch(l);
 }
 
@@ -328,5 +403,6 @@ void listener_close(struct listener *l)
 	if (l->given)
 		l->given->taken = false;
 	l->fd = -1;
+	l->live -= prefaces_clear(&l->prefaces);
 	free_if_done(l);
 }

@@ -176,7 +176,7 @@ static int l_get_sockname(lua_State *L)
 	struct lua_conn *lc = lua_conn_check(L, 1);
 	struct addr local = {0};
 
-	if (lc->c ? lc->c->fd < 0 || !sock_local(lc->c->fd, &local) : !lc->names)
+	if (lc->c ? !conn_local(lc->c, &local) : !lc->names)
 		return arg_push_addr(L, &local);
 	return arg_push_addr(L, lc->c ? &local : &lc->names->local);
 }

@@ -24,7 +24,8 @@ void activation_free(struct activation *a);
 
 /* A duplicate of the listening stream socket of that name or number, and in *socket where it comes from. -1 with errno (ENOENT: no such name,
  * EBADF, EINVAL: not a listening stream socket, EBUSY: taken) and the reason in *why (caller frees). */
-int activation_take(struct activation *a, const char *name, struct activation_socket **socket, char **why) __attribute__((warn_unused_result));
+int activation_take(struct activation *a, const char *name, struct activation_socket **socket, char **why)
+	__attribute__((warn_unused_result));
 
 /* Logs those of systemd's that nobody has taken. */
 void activation_log_unused(const struct activation *a);
