@@ -142,10 +142,9 @@ static bool set_url(const struct place *at, const char *block, struct url *url, 
 		url->path = path;
 	}
 	*url_text = url_format(url);
-	bool listens = strcmp(block, "listen") == 0;
-	if (url->scheme != SCHEME_TCP && url->scheme != SCHEME_TLS && url->scheme != SCHEME_UNIX && !(listens && url->scheme == SCHEME_FD))
-		problems_add_at(at->problems, at->file, at->line, "this version cannot %s \"%s\": use tcp://, tls://%s or unix://",
-		                listens ? "listen on" : "connect to", text, listens ? ", fd://" : "");
+	bool listens = strcmp(block, "listen") == 0, stream = url->scheme == SCHEME_TCP || url->scheme == SCHEME_TLS || url->scheme == SCHEME_UNIX;
+	if (!stream && !listens)
+		problems_add_at(at->problems, at->file, at->line, "this version cannot connect to \"%s\": use tcp://, tls:// or unix://", text);
 	if (url->scheme == SCHEME_UNIX && at->file && !addr_from_path(&a, url->path))
 		problems_add_at(at->problems, at->file, at->line, "\"%s\": the path of a socket has %zu bytes at most", *url_text,
 		                sizeof a.un.sun_path - 1);
@@ -170,6 +169,17 @@ static void check_given(const struct place *at, const char *url, const struct va
 			                late[i], url);
 }
 
+/* Reports options that make no sense for datagrams. */
+static void check_datagrams(const struct place *at, const char *url, const struct value *table)
+{
+	static const char *const senseless[] = {
+		"backlog", "max_connections", "max_connections_per_address", "nodelay", "keepalive", "tls", "proxy_protocol"};
+
+	for (size_t i = 0; i < sizeof senseless / sizeof senseless[0]; i++)
+		if (given(table, senseless[i]))
+			problems_add_at(at->problems, at->file, at->line, "'%s' in listen \"%s\": only a stream socket has it", senseless[i], url);
+}
+
 /* Makes a listen_conf of a URL and its options. */
 static void make_listen(const struct place *at, struct listen_conf *l, const char *url, const struct value *table, const int *lines)
 {
@@ -182,6 +192,8 @@ static void make_listen(const struct place *at, struct listen_conf *l, const cha
 	complete_tls(at, &l->url, &l->tls);
 	check_handler(at, "listen", url, table);
 	check_flow(at, "listen", &l->flow, table);
+	if (l->url_text && l->url.scheme == SCHEME_UDP)
+		check_datagrams(at, url, table);
 	if (l->url_text && l->url.scheme == SCHEME_FD)
 		check_given(at, url, table);
 	else if (l->url_text && l->url.scheme != SCHEME_UNIX && l->mode >= 0)
@@ -290,7 +302,7 @@ static const struct option_def *find_override(const char *name)
 {
 	const struct option_def *o = strncmp(name, "log_", 4) == 0 ? scope_find(&scope_log, name + 4) : scope_find(&scope_top, name);
 
-	return o && o->type != OPTION_FOLDERS ? o : NULL;
+	return o && o->type != OPTION_FOLDERS && o->type != OPTION_ADDRESSES ? o : NULL;
 }
 
 /* How the options of log are called where there is no table around them. */

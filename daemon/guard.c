@@ -10,7 +10,7 @@
 #include "mem.h"
 
 /* A signal that nobody else uses. */
-static int guard_signal(void)
+int guard_signal(void)
 {
 	return SIGRTMIN + 1;
 }

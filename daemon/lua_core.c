@@ -10,14 +10,19 @@
 
 #include "lua_arg.h"
 #include "lua_conn.h"
+#include "lua_file.h"
 #include "lua_handler.h"
 #include "lua_methods.h"
 #include "lua_net.h"
+#include "lua_process.h"
 #include "lua_relay.h"
 #include "lua_sandbox.h"
+#include "lua_signal.h"
 #include "lua_sys.h"
 #include "lua_timer.h"
 #include "lua_tls.h"
+#include "lua_udp.h"
+#include "lua_watch.h"
 #include "mem.h"
 
 /* next_tick(fn) */
@@ -280,10 +285,15 @@ static int open_vm(lua_State *L)
 	lua_methods_open(L);
 	lua_setfield(L, 1, "Connection");
 	lua_handler_open(L);
+	lua_udp_open(L);
 	lua_net_open(L);
 	lua_timer_open(L);
+	lua_signal_open(L);
+	lua_process_open(L);
 	lua_relay_open(L);
 	lua_tls_open(L);
+	lua_file_open(L);
+	lua_watch_open(L);
 	lua_sys_open(L);
 	lua_pushliteral(L, VERSION);
 	lua_setfield(L, 1, "VERSION");
@@ -439,5 +449,6 @@ void core_shutdown(struct vm *vm, const char *why, bool flush)
 	lua_net_drop_inheritance(vm);
 	lua_conn_end_all(vm, why, flush);
 	lua_timer_cancel_all(vm, true);
+	lua_signal_cancel_all(vm, NULL);
 	vm->first_tick = vm->next_tick;
 }

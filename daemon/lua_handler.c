@@ -17,11 +17,19 @@ static const char *const callbacks[] = {
 	"post_init",
 	"connection_completed",
 	"receive_data",
+	"receive_stderr",
 	"receive_eof",
 	"drained",
 	"unbind",
+	"send_error",
 	"proxy_target_unbound",
 	"proxy_completed",
+	"notify_readable",
+	"notify_writable",
+	"file_modified",
+	"file_moved",
+	"file_deleted",
+	"process_exited",
 };
 
 /* Does the table at index find em.Connection by way of its metatables? */

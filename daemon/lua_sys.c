@@ -1,12 +1,16 @@
 /* The log, print, identifiers: see lua_sys.h. */
 #include "lua_sys.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 
 #include "lua_arg.h"
 #include "log.h"
+#include "privs.h"
 
 /* Writes the message at the top of the stack with the callback in which it was logged, its connection and the place of the call. */
 static void write_line(lua_State *L, enum log_level level)
@@ -86,6 +90,46 @@ static int l_uuid(lua_State *L)
 	return 1;
 }
 
+/* set_descriptor_table_size([n]): sets how many descriptors the process may have, the hard limit too where n is above it; returns the
+ * limit. */
+static int l_set_descriptor_table_size(lua_State *L)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return arg_failure_errno(L, errno);
+	if (!lua_isnoneornil(L, 1)) {
+		limit.rlim_cur = (rlim_t)arg_integer(L, 1, 1, INT32_MAX);
+		vm_check_open(L);
+		if (limit.rlim_cur > limit.rlim_max)
+			limit.rlim_max = limit.rlim_cur;
+		if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+			return arg_failure_errno(L, errno);
+	}
+	lua_pushinteger(L, (lua_Integer)limit.rlim_cur);
+	return 1;
+}
+
+/* set_effective_user(user[, group]): by name or number. User, group and supplementary groups of the process for good, or an error: what
+ * goes on with more rights than it believes to have is worse than what ends. */
+static int l_set_effective_user(lua_State *L)
+{
+	const char *user = luaL_checkstring(L, 1), *group = luaL_optstring(L, 2, NULL);
+	char *why = NULL;
+
+	vm_check_open(L);
+	if (!privs_drop(user, group, &why)) {
+		lua_pushstring(L, why);
+		free(why);
+		luaL_where(L, 1);
+		lua_insert(L, -2);
+		lua_concat(L, 2);
+		return lua_error(L);
+	}
+	lua_pushboolean(L, true);
+	return 1;
+}
+
 /* Registers all of it. */
 void lua_sys_open(lua_State *L)
 {
@@ -103,6 +147,10 @@ void lua_sys_open(lua_State *L)
 	lua_setfield(L, 1, "log");
 	lua_pushcfunction(L, l_uuid);
 	lua_setfield(L, 1, "uuid");
+	lua_pushcfunction(L, l_set_descriptor_table_size);
+	lua_setfield(L, 1, "set_descriptor_table_size");
+	lua_pushcfunction(L, l_set_effective_user);
+	lua_setfield(L, 1, "set_effective_user");
 	lua_pushcfunction(L, l_print);
 	lua_setglobal(L, "print");
 }

@@ -8,6 +8,7 @@
 #include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "mem.h"
@@ -78,6 +79,47 @@ static bool already(uid_t uid, gid_t gid)
 
 	return getresuid(&ruid, &euid, &suid) == 0 && getresgid(&rgid, &egid, &sgid) == 0 && ruid == uid && euid == uid && suid == uid &&
 	       rgid == gid && egid == gid && sgid == gid;
+}
+
+/* Finds user, group and supplementary groups. */
+bool privs_identity(const char *user, const char *group, struct identity *id, char **why)
+{
+	struct passwd *pw;
+
+	*id = (struct identity){0};
+	if (!privs_lookup(user, group, &id->uid, &id->gid, why))
+		return false;
+	pw = find_user(user);
+	id->group_count = 1;
+	id->groups = mem_alloc(sizeof *id->groups);
+	if (!pw) {
+		id->groups[0] = id->gid;
+		return true;
+	}
+	while (getgrouplist(pw->pw_name, id->gid, id->groups, &id->group_count) < 0)
+		id->groups = mem_realloc(id->groups, (size_t)id->group_count * sizeof *id->groups);
+	return true;
+}
+
+/* Frees the groups. */
+void privs_identity_clear(struct identity *id)
+{
+	free(id->groups);
+	*id = (struct identity){0};
+}
+
+/* Takes it on by bare system calls: the C library's functions would want all threads to follow, which a forked child has not got. */
+int privs_become(const struct identity *id)
+{
+	if (already(id->uid, id->gid))
+		return 0;
+	if (syscall(SYS_setgroups, (size_t)id->group_count, id->groups) < 0 || syscall(SYS_setresgid, id->gid, id->gid, id->gid) < 0 ||
+		syscall(SYS_setresuid, id->uid, id->uid, id->uid) < 0)
+		return -1;
+	if (already(id->uid, id->gid))
+		return 0;
+	errno = EPERM;
+	return -1;
 }
 
 /* Says which step failed. */

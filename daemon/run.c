@@ -12,6 +12,7 @@
 
 #include "lua_conn.h"
 #include "lua_core.h"
+#include "lua_signal.h"
 #include "mem.h"
 #include "runtime.h"
 #include "sig.h"
@@ -77,7 +78,8 @@ static void on_signal(int signo, void *data)
 {
 	struct run *run = data;
 
-	(void)signo;
+	if (run->vm && lua_signal_taken(run->vm, signo))
+		return;
 	run->stop = run->ended = true;
 	run->drain_s = 0;
 }

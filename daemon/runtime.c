@@ -37,15 +37,19 @@ static char *find_library(void)
 	return mem_strdup(REACTORD_LIBDIR);
 }
 
-/* As many descriptors as the system lets us have. */
-static void raise_descriptor_limit(void)
+/* As many descriptors as the system lets us have. Returns the limit of before, which children get. */
+static rlim_t raise_descriptor_limit(void)
 {
 	struct rlimit limit;
 
-	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return 1024;
+	rlim_t before = limit.rlim_cur;
+	if (limit.rlim_cur < limit.rlim_max) {
 		limit.rlim_cur = limit.rlim_max;
 		(void)setrlimit(RLIMIT_NOFILE, &limit);
 	}
+	return before;
 }
 
 /* Makes the parts in their order. */
@@ -54,7 +58,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 	memset(r, 0, sizeof *r);
 	signal(SIGPIPE, SIG_IGN);
 	r->activation = activation_new();
-	raise_descriptor_limit();
+	rlim_t descriptor_limit = raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);
 	mallopt(M_TOP_PAD, 1 << 20);
@@ -67,7 +71,9 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 	}
 	r->loop->activation = r->activation;
 	r->conns = conns_new(r->loop, SIZE_MAX);
+	r->watches = watches_new(r->loop);
 	r->resolver = resolver_new(r->loop);
+	r->processes = processes_new(r->loop, descriptor_limit, r->watches);
 	r->tls = tls_contexts_new();
 	r->guard = guard_new(vm_on_overrun);
 	if (!r->guard) {
@@ -82,6 +88,15 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 /* Takes over limits. */
 void runtime_configure(struct runtime *r, const struct config *config)
 {
+	char *servers = NULL;
+
+	for (size_t i = 0; i < config->nameservers.count; i++) {
+		char *longer = mem_printf("%s%s%s", servers ? servers : "", servers ? "," : "", config->nameservers.items[i]);
+		free(servers);
+		servers = longer;
+	}
+	resolver_set_servers(r->resolver, servers);
+	free(servers);
 	r->conns->max_queued = config->max_queued;
 	guard_set_limit(r->guard, config->callback_time_ns);
 }
@@ -91,7 +106,9 @@ void runtime_close(struct runtime *r)
 {
 	guard_free(r->guard);
 	resolver_free(r->resolver);
+	processes_free(r->processes);
 	tls_contexts_free(r->tls);
+	watches_free(r->watches);
 	conns_free(r->conns);
 	if (r->loop && r->loop->timers)
 		timers_close(r->loop);
@@ -107,7 +124,9 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 	return (struct vm_options){
 		.loop = r->loop,
 		.conns = r->conns,
+		.watches = r->watches,
 		.resolver = r->resolver,
+		.processes = r->processes,
 		.guard = r->guard,
 		.tls = r->tls,
 		.host = host,
@@ -117,13 +136,23 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 	};
 }
 
-/* The last turns. */
+/* Ends the sleep of the last turns. */
+static void on_limit(void *data)
+{
+	loop_wake(data);
+}
+
+/* The last turns: the first does not sleep, the others wait for what still has to end, such as a child. */
 void runtime_finish(struct runtime *r, uint64_t limit_ns)
 {
 	uint64_t end = loop_clock() + limit_ns;
+	struct timer limit;
 
-	do {
-		loop_wake(r->loop);
+	timer_init(&limit, on_limit, r->loop);
+	timer_start_at(r->loop, &limit, end);
+	loop_wake(r->loop);
+	do
 		loop_turn(r->loop);
-	} while (r->conns->count && loop_clock() < end);
+	while (r->conns->count && loop_clock() < end);
+	timer_stop(r->loop, &limit);
 }

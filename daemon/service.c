@@ -15,6 +15,7 @@
 
 #include "generation.h"
 #include "lua_core.h"
+#include "lua_signal.h"
 #include "mem.h"
 #include "notify.h"
 #include "pidfile.h"
@@ -228,6 +229,7 @@ static void take_ports(struct service *s, struct generation *g, struct listener 
 		struct port *p = mem_zalloc(sizeof *p);
 		p->l = open[i];
 		p->l->user = &g->acceptors[i];
+		g->receivers[i].l = p->l;
 		if (s->newest) /* at the start it has just been opened so */
 			listener_update(p->l, &g->config->listens[i]);
 		*end = p;
@@ -327,7 +329,6 @@ static void reload(struct service *s)
 	char status[160];
 	if (done) {
 		s->runtime.stats.reloads++;
-		resolver_reset(s->runtime.resolver);
 		snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)s->last_number);
 		log_info("reloaded: generation %llu serves", (unsigned long long)s->last_number);
 	} else {
@@ -439,10 +440,12 @@ static void at_end(void *data)
 			replace_exhausted(s, g);
 			break; /* the list has changed; the next one has its turn */
 		}
-	if (s->newest->turns < 2 && ++s->newest->turns == 2)
-		lua_net_drop_inheritance(s->newest->vm); /* its next-ticks have run: what they did not claim is not wanted */
-	else if (s->newest->turns < 2)
+	if (s->newest->turns < 2 && ++s->newest->turns == 2) { /* its next-ticks have run: what they did not claim is not wanted */
+		lua_net_drop_inheritance(s->newest->vm);
+		lua_signal_drop_inheritance(s->newest->vm);
+	} else if (s->newest->turns < 2) {
 		loop_wake(s->runtime.loop);
+	}
 	if (s->reload_asked && s->state == SERVING) {
 		s->reload_asked = false;
 		reload(s);
@@ -458,6 +461,8 @@ static void on_signal(int signo, void *data)
 	struct service *s = data;
 	bool is_run = !s->options->config_path;
 
+	if (is_run && s->newest && lua_signal_taken(s->newest->vm, signo))
+		return;
 	loop_wake(s->runtime.loop);
 	switch (signo) {
 	case SIGHUP:

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -55,6 +56,36 @@ void sig_unwatch(struct sig *s)
 	free(s);
 }
 
+/* A real-time signal by its distance from the first or last one; 0: it is none. */
+static int real_time_number(const char *name)
+{
+	bool from_last = strncmp(name, "RTMAX", 5) == 0;
+	long distance = 0;
+	char *end = (char *)name + 5;
+
+	if (!from_last && strncmp(name, "RTMIN", 5) != 0)
+		return 0;
+	if (*end == (from_last ? '-' : '+') && end[1] >= '0' && end[1] <= '9')
+		distance = strtol(end + 1, &end, 10);
+	if (*end || distance > SIGRTMAX - SIGRTMIN)
+		return 0;
+	return from_last ? SIGRTMAX - (int)distance : SIGRTMIN + (int)distance;
+}
+
+/* The name of a signal. */
+const char *sig_name(int signo, char name[SIG_NAME_SIZE])
+{
+	const char *known = sigabbrev_np(signo);
+
+	if (known)
+		snprintf(name, SIG_NAME_SIZE, "%s", known);
+	else if (signo >= SIGRTMIN && signo <= SIGRTMAX)
+		snprintf(name, SIG_NAME_SIZE, "RTMIN+%d", signo - SIGRTMIN);
+	else
+		snprintf(name, SIG_NAME_SIZE, "%d", signo);
+	return name;
+}
+
 /* Looks a name up in the C library's table. */
 int sig_number(const char *name)
 {
@@ -65,5 +96,5 @@ int sig_number(const char *name)
 		if (known && strcmp(known, name) == 0)
 			return signo;
 	}
-	return 0;
+	return real_time_number(name);
 }

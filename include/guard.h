@@ -27,6 +27,9 @@ struct guard {
 struct guard *guard_new(void (*on_overrun)(void *subject)) __attribute__((warn_unused_result));
 void guard_free(struct guard *g);
 
+/* The signal that it ticks by, which nobody else may use. */
+int guard_signal(void);
+
 /* Sets the limit; 0 lifts it. */
 void guard_set_limit(struct guard *g, uint64_t limit_ns);
 

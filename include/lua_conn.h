@@ -7,7 +7,9 @@
 #include "connector.h"
 #include "listener.h"
 #include "lua_vm.h"
+#include "process.h"
 #include "tls_filter.h"
+#include "udp.h"
 
 /* What a handler becomes when connections are made of it: references into the registry. */
 struct lua_class {
@@ -21,6 +23,13 @@ struct lua_class {
 struct lua_conn_names {
 	struct addr peer, local;
 	struct flow flow;
+};
+
+/* The child process of a connection, in part even when both have ended. */
+struct lua_child {
+	struct process *process; /* NULL once unbound */
+	pid_t pid;
+	struct process_status status;
 };
 
 /* The handle: born without a connection, with one while it lives, without one afterwards. */
@@ -42,9 +51,15 @@ struct lua_conn {
 	uint64_t connect_timeout_ns;
 	struct lua_timer *timers;   /* its own, cancelled at unbind */
 	void (*cancel_timers)(struct lua_conn *lc);
+	struct lua_sending *sendings; /* datagrams that wait for their destination's address, given up at unbind */
+	void (*cancel_sendings)(struct lua_conn *lc);
+	char *listens;              /* URL of a datagram server as it was asked for; NULL: it is none */
+	const char *end_code;       /* of the last connection, for on_unbound */
+	bool end_used;              /* a byte or datagram had moved on it */
 	struct lua_conn_names *names; /* after the end */
 	void (*on_unbound)(struct lua_conn *lc, void *data); /* for who made it in C; NULL: nobody */
 	void *on_unbound_data;
+	struct lua_child *child;    /* whose input and output it is; NULL: no child's */
 	uint64_t relayed;           /* after the end: bytes that its relay had passed on */
 	bool outgoing, unbinding;
 	bool eof_unheard;           /* a relay has passed the peer's end on, and the handler has no receive_eof */
@@ -76,8 +91,16 @@ void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);
 /* Calls initialize with the table of arguments at args (0: none), post_init, and function (0: none); errors end the connection. */
 void lua_conn_begin(lua_State *L, struct lua_conn *lc, int args, int count, int function);
 
+/* Pushes what send_data returns for that answer: true, false, or nil, message, code. The value is the number of results. */
+int lua_conn_push_sent(lua_State *L, enum send_result result);
+
+/* Pushes self and its method of that name; false if there is none (nothing is pushed then). */
+bool lua_conn_push_method(lua_State *L, struct lua_conn *lc, const char *name);
 /* Calls the callback of that name, which takes no arguments. False where the handler has none, or after an error. */
 bool lua_conn_call(struct lua_conn *lc, const char *callback);
+
+/* Keeps the addresses of its connection for those who ask later. */
+void lua_conn_keep_names(struct lua_conn *lc);
 
 /* Pushes em's emit(object, event, ...). */
 void lua_conn_push_emit(lua_State *L);
@@ -85,11 +108,17 @@ void lua_conn_push_emit(lua_State *L);
 /* Starts to connect to host and port or (host NULL) to a Unix path. */
 void lua_conn_connect(struct lua_conn *lc, const char *host, uint16_t port, const struct addr *to, const struct addr *bind);
 
+/* Hands a started child to a handle, whose memory for it is there already: from now on it is a connection with the child. */
+void lua_conn_attach(struct lua_conn *lc, struct process *p);
+
 /* What the body `accepted` below gets. */
 struct lua_accepted {
 	void *server;
 	struct lua_conn *lc;
 };
+
+/* What datagram sockets tell. */
+extern const struct udp_events lua_conn_udp_events;
 
 /* What TLS tells of connections. */
 extern const struct tls_events lua_conn_tls_events;

@@ -19,10 +19,15 @@
 #include "resolver.h"
 #include "tls.h"
 
+struct processes;
 struct vm;
 struct lua_conn;
 struct lua_server;
+struct lua_signal;
 struct lua_timer;
+struct watches;
+struct socket_inheritance;
+struct lua_lookup;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
 struct vm_subject {
@@ -43,7 +48,9 @@ struct vm_host {
 struct vm_options {
 	struct loop *loop;
 	struct conns *conns;
+	struct watches *watches;
 	struct resolver *resolver;
+	struct processes *processes;
 	struct guard *guard;
 	struct tls_contexts *tls;
 	const struct vm_host *host;
@@ -80,6 +87,7 @@ struct vm {
 	struct lua_conn *conns;     /* all of this VM's */
 	struct lua_server *servers;
 	struct lua_timer *timers;
+	struct lua_signal *signals;
 	struct lua_timer *firing;   /* the one whose function runs, NULL: none */
 	size_t conn_count, server_count, timer_count;
 	const void *conn_meta; /* identity of the handle's metatable, see lua_conn.c */
@@ -87,6 +95,8 @@ struct vm {
 	int metas_ref;         /* class -> metatable of its instances */
 	int handlers_ref;      /* name -> handler */
 	struct inheritance *inherited; /* listeners of the generation before, see lua_net.c */
+	struct socket_inheritance *inherited_sockets; /* and its datagram sockets, see lua_udp.c */
+	struct lua_lookup *lookups; /* of names, under way, see lua_dns.c */
 };
 
 /* The VM of a Lua thread. */
@@ -131,6 +141,7 @@ int vm_resume(lua_State *L, lua_State *co, int arguments, int *results);
 /* Closes the pending variables of a coroutine that ended with an error and returns its status, the error being on co. Not under overrun:
  * an error that the time limit's hook has raised leaves hooks off, so that there would be no limit. */
 int vm_reset(lua_State *L, lua_State *co);
+
 /* Raises while handler files load: a reload that is refused must have had no effect, so they open and change nothing outside the VM. */
 void vm_check_open(lua_State *L);
 

@@ -10,15 +10,19 @@
 #include "guard.h"
 #include "lua_vm.h"
 #include "loop.h"
+#include "process.h"
 #include "resolver.h"
 #include "stats.h"
 #include "tls.h"
+#include "watch.h"
 
 struct runtime {
 	struct stats stats;
 	struct loop *loop;
 	struct conns *conns;
+	struct watches *watches;
 	struct resolver *resolver;
+	struct processes *processes;
 	struct guard *guard;
 	struct activation *activation;
 	struct tls_contexts *tls;

@@ -14,7 +14,10 @@ struct sig *sig_watch(struct loop *loop, int signo, void (*on_signal)(int signo,
 	__attribute__((warn_unused_result));
 void sig_unwatch(struct sig *s);
 
-/* "HUP" or "SIGHUP" to its number, 0 if there is none of that name. */
+#define SIG_NAME_SIZE 16
+
+/* "HUP", "SIGHUP", "RTMIN+2", "RTMAX-1" to its number, 0 if there is none of that name; and back, without SIG. Returns name. */
 int sig_number(const char *name);
+const char *sig_name(int signo, char name[SIG_NAME_SIZE]);
 
 #endif

@@ -20,10 +20,16 @@
 	X(listeners, gauge, "listeners open now")                                            \
 	X(timers, gauge, "timers of scripts that wait now")                                  \
 	X(references, gauge, "values that the daemon holds for scripts now")                 \
+	X(children, gauge, "child processes alive now, or whose connection still is")         \
+	X(children_started, counter, "child processes started")                              \
 	X(generations, gauge, "generations of handlers alive now")                           \
 	X(bytes_in, counter, "bytes received")                                               \
 	X(bytes_out, counter, "bytes sent")                                                  \
 	X(bytes_relayed, counter, "bytes passed on by relays")                               \
+	X(datagrams_in, counter, "datagrams received")                                       \
+	X(datagrams_out, counter, "datagrams sent")                                          \
+	X(datagrams_failed, counter, "datagrams that could not be sent or delivered")        \
+	X(datagrams_dropped, counter, "of them those that met a full queue")                 \
 	X(bytes_queued, gauge, "bytes waiting to be sent")                                   \
 	X(callbacks, counter, "callbacks entered")                                           \
 	X(handler_errors, counter, "errors raised in callbacks")                             \
