@@ -27,11 +27,21 @@ struct inheritance {
 	struct inheritance *next;
 };
 
-/* Raises while handler files load: a reload that is refused must have had no effect. */
-static void check_open_allowed(lua_State *L)
+/* May the script open something? Raises while handler files load: a reload that is refused must have had no effect. False when all
+ * that the VM has is being ended: what unbinds open anew would go on for ever. */
+static bool may_open(lua_State *L)
 {
-	if (vm_of(L)->loading)
+	struct vm *vm = vm_of(L);
+
+	if (vm->loading)
 		luaL_error(L, "nothing can be opened while handlers load: do it in em.next_tick(fn) or em.run(fn)");
+	return !vm->closing;
+}
+
+/* What opening returns then. */
+static int refuse(lua_State *L)
+{
+	return arg_failure(L, "ECANCELED", "stopping");
 }
 
 /* A connection has come in. */
@@ -274,7 +284,8 @@ static int l_start_server(lua_State *L)
 	const char *text = luaL_checkstring(L, 1);
 	int last = lua_gettop(L), handler = strstr(text, "://") ? 2 : 3;
 
-	check_open_allowed(L);
+	if (!may_open(L))
+		return refuse(L);
 	if (last < handler) {
 		lua_settop(L, handler);
 		last = handler;
@@ -290,7 +301,8 @@ static int l_start_unix_domain_server(lua_State *L)
 	int last = lua_gettop(L);
 	struct addr a;
 
-	check_open_allowed(L);
+	if (!may_open(L))
+		return refuse(L);
 	if (last < 2)
 		lua_settop(L, last = 2);
 	if (!addr_from_path(&a, path))
@@ -303,7 +315,8 @@ static int l_listen(lua_State *L)
 {
 	int last = lua_gettop(L);
 
-	check_open_allowed(L);
+	if (!may_open(L))
+		return refuse(L);
 	if (lua_istable(L, 1)) {
 		if (last < 2)
 			lua_settop(L, last = 2);
@@ -474,7 +487,8 @@ static int l_connect(lua_State *L)
 	const char *url;
 	struct target t;
 
-	check_open_allowed(L);
+	if (!may_open(L))
+		return refuse(L);
 	target_init(&t);
 	if (lua_istable(L, 1)) {
 		options = 1;
@@ -512,7 +526,8 @@ static int l_connect_unix_domain(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	check_open_allowed(L);
+	if (!may_open(L))
+		return refuse(L);
 	target_init(&t);
 	if (last < 2)
 		lua_settop(L, last = 2);
@@ -526,7 +541,8 @@ static int l_bind_connect(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	check_open_allowed(L);
+	if (!may_open(L))
+		return refuse(L);
 	target_init(&t);
 	if (last < 5)
 		lua_settop(L, last = 5);
@@ -543,7 +559,8 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 	struct lua_conn *lc = lua_conn_check(L, 1);
 	struct vm *vm = lc->vm;
 
-	check_open_allowed(L);
+	if (!may_open(L) || (vm->options.host->stopping && vm->options.host->stopping(vm)))
+		return refuse(L);
 	if (!lc->outgoing)
 		return arg_failure(L, "EOPNOTSUPP", "only an outgoing connection can reconnect");
 	if (lc->again || (lc->c && !lc->unbinding)) {
@@ -559,10 +576,7 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 		free((char *)lc->label);
 	lc->label = mem_strdup(label);
 	lc->owns_label = true;
-	if (vm->options.host->stopping && vm->options.host->stopping(vm))
-		conn_end(lc->again ? lc->again : lc->c, NULL, "stopped");
-	else
-		lua_conn_connect(lc, host, port, NULL, NULL);
+	lua_conn_connect(lc, host, port, NULL, NULL);
 	lua_settop(L, 1);
 	return 1;
 }

@@ -54,8 +54,10 @@ static void on_stop(struct vm *vm, double drain_s, int status)
 	struct service *s = vm->options.host_data;
 
 	s->stop_asked = true;
-	s->drain_s = drain_s;
-	s->status = status;
+	if (drain_s >= 0)
+		s->drain_s = drain_s;
+	if (status >= 0)
+		s->status = status;
 	loop_wake(s->runtime.loop);
 }
 
