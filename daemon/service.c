@@ -214,6 +214,9 @@ static void take_ports(struct service *s, struct generation *g, struct listener 
 {
 	struct port *old = s->ports, *next, **end = &s->ports;
 
+	for (size_t i = 0; i < g->config->listen_count; i++)
+		if (s->newest && !is_port(s, open[i]))
+			log_info("listening on %s", open[i]->name);
 	for (struct port *p = old; p; p = next) {
 		bool kept = false;
 		for (size_t i = 0; i < g->config->listen_count; i++)
@@ -326,20 +329,21 @@ static void reload(struct service *s)
 			shared_config_release(shared);
 		}
 	}
-	char status[160];
+	char *status;
 	if (done) {
 		s->runtime.stats.reloads++;
 		resolver_reset(s->runtime.resolver);
-		snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)s->last_number);
+		status = mem_printf("Serving, generation %llu", (unsigned long long)s->last_number);
 		log_info("reloaded: generation %llu serves", (unsigned long long)s->last_number);
 	} else {
 		s->runtime.stats.reloads_refused++;
 		log_problems(&problems, "reload refused: ");
-		snprintf(status, sizeof status, "Reload refused, generation %llu serves on: %.80s",
+		status = mem_printf("Reload refused, generation %llu serves on: %s",
 			(unsigned long long)s->last_number, problems.count ? problems.lines[0] : "");
 		log_error("reload refused: generation %llu serves on", (unsigned long long)s->last_number);
 	}
 	notify_ready(status);
+	free(status);
 	problems_clear(&problems);
 }
 
@@ -669,8 +673,8 @@ int service_run(const struct service_options *options)
 /* Checks. */
 int service_check(const struct service_options *options, bool dump)
 {
+	struct service s = {.options = options}; /* what scripts may ask for while they load */
 	struct problems problems = {0};
-	struct runtime runtime;
 	char *why = NULL;
 	struct config *config = read_config(options, &problems);
 
@@ -678,14 +682,12 @@ int service_check(const struct service_options *options, bool dump)
 		struct shared_config *shared = shared_config_new(config);
 		if (dump)
 			config_dump_json(config, stdout);
-		if (!privs_drop(config->user, config->group, &why) || !runtime_open(&runtime, config, &why)) {
+		if (!privs_drop(config->user, config->group, &why) || !runtime_open(&s.runtime, config, &why)) {
 			problems_add(&problems, "%s", why);
 			free(why);
 		} else {
-			struct generation *g =
-				generation_new(&runtime, shared, 1, !options->config_path, &daemon_host, NULL, &problems);
-			generation_free(g);
-			runtime_close(&runtime);
+			generation_free(load(&s, shared, &problems));
+			runtime_close(&s.runtime);
 		}
 		shared_config_release(shared);
 	}
