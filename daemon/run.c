@@ -145,8 +145,10 @@ int run_script(const struct config *config, const char *path, int count, char **
 		free(why);
 		run.status = 1;
 	}
-	for (size_t i = 0; i < 3; i++)
+	for (size_t i = 0; i < 3; i++) {
+		sig_hold(signals[i]);
 		sig_unwatch(watches[i]);
+	}
 	runtime_close(&run.runtime);
 	free(copy);
 	fflush(stdout);

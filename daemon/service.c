@@ -43,7 +43,7 @@ struct service {
 	double drain_s;               /* em.stop's; < 0: the configuration's */
 	struct timer drain_limit;
 	struct loop_hook at_end;
-	struct sig *watches[5];
+	struct sig *watches[4];
 	int status;
 	char *pid_file;
 };
@@ -488,11 +488,11 @@ static void on_signal(int signo, void *data)
 	}
 }
 
+static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+
 /* Watches the daemon's signals. */
 static void watch_signals(struct service *s)
 {
-	static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1};
-
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
 		s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
 }
@@ -610,8 +610,10 @@ static void take_down(struct service *s)
 		older = g->older;
 		generation_free(g);
 	}
-	for (size_t i = 0; i < sizeof s->watches / sizeof *s->watches; i++)
+	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
+		sig_hold(signals[i]);
 		sig_unwatch(s->watches[i]);
+	}
 	if (s->runtime.loop)
 		loop_hook_remove(s->runtime.loop, STAGE_END, &s->at_end);
 	runtime_close(&s->runtime);

@@ -55,6 +55,16 @@ void sig_unwatch(struct sig *s)
 	free(s);
 }
 
+/* Blocks a signal. */
+void sig_hold(int signo)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, signo);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
 /* Looks a name up in the C library's table. */
 int sig_number(const char *name)
 {
