@@ -138,7 +138,10 @@ describe("impatience", function()
       for _ = 1, 3 do
         local d = start('pid_file = "x.pid"')
         d:signal("TERM")
-        while not d:ended() do t.sys.kill(d.pid, name) end
+        while not d:ended() do
+          t.sys.kill(d.pid, name)
+          t.sys.sleep(0.0001)
+        end
         d:check()
         assert.is_nil(t.read("x.pid"))
       end
