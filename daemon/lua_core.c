@@ -140,14 +140,15 @@ static int protect_done(lua_State *L, int status, lua_KContext context)
 	(void)context;
 	if (status != LUA_OK && status != LUA_YIELD && !vm->overrun) { /* a callback that is being stopped is reported as a whole */
 		struct lua_conn *lc = lua_conn_test(L, 1);
-		vm_report(vm, lc ? &lc->subject : NULL, lua_tostring(L, 2), lua_tostring(L, -1));
+		struct vm_subject *whose = lc ? &lc->subject : vm->call ? vm->call->subject : NULL;
+		vm_report(vm, whose, lua_tostring(L, 2), lua_tostring(L, -1));
 	}
 	lua_pushboolean(L, status == LUA_OK || status == LUA_YIELD);
 	return 1;
 }
 
-/* protect(object, name, fn, ...): calls fn(...); an error in it is reported as that of the callback `name` of object. True if there was
- * none. */
+/* protect(object, name, fn, ...): calls fn(...); an error in it is reported as that of the callback `name` of object, or if that is no
+ * connection of whom the running callback belongs to. True if there was none. */
 static int l_protect(lua_State *L)
 {
 	luaL_checkstring(L, 2);
@@ -370,6 +371,10 @@ static int script_body(lua_State *L)
 	if (luaL_loadfilex(co, s->path, "t") != LUA_OK) {
 		vm->body = NULL;
 		lua_xmove(co, L, 1);
+		if (strncmp(lua_tostring(L, -1), "attempt to load", 15) == 0) { /* the one reason that does not name the file */
+			lua_pushfstring(L, "%s: %s", s->path, lua_tostring(L, -1));
+			lua_replace(L, -2);
+		}
 		vm_unref(vm, &vm->body_ref);
 		return lua_error(L);
 	}

@@ -166,14 +166,26 @@ int vm_call_script(lua_State *L, int arguments)
 	return 0;
 }
 
+/* Makes a text by the script's __tostring. */
+static int to_string(lua_State *L)
+{
+	luaL_tolstring(L, 1, NULL);
+	return 1;
+}
+
 /* The text of an error object. */
 void vm_error_text(lua_State *L)
 {
-	if (lua_type(L, -1) == LUA_TSTRING)
-		return;
-	if (luaL_getmetafield(L, -1, "__tostring") != LUA_TNIL) {
-		lua_pop(L, 1);
-		luaL_tolstring(L, -1, NULL);
+	if (lua_isstring(L, -1)) {
+		lua_tostring(L, -1); /* a number becomes one */
+	} else if (luaL_getmetafield(L, -1, "__tostring") != LUA_TNIL) {
+		lua_pushcfunction(L, to_string);
+		lua_replace(L, -2);
+		lua_pushvalue(L, -2);
+		if (lua_pcall(L, 1, 1, 0) == LUA_OK)
+			return;
+		lua_pushliteral(L, "error in error handling");
+		lua_replace(L, -2);
 	} else {
 		lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, -1));
 	}

@@ -139,7 +139,7 @@ void vm_unref(struct vm *vm, int *ref);
 /* Queues the function on top of the stack for after this turn's I/O, and pops it. */
 void vm_next_tick(lua_State *L);
 
-/* Makes a text of the error object on top of the stack; it may call the script's __tostring and so raise. */
+/* Pushes a text for the error object on top of the stack, or makes it one; an error in the script's __tostring is told instead. */
 void vm_error_text(lua_State *L);
 
 /* Logs an error that was caught elsewhere (a listener's) as a callback's error, with all that follows from it. */
