@@ -256,7 +256,8 @@ static int l_insert(lua_State *L)
 	if (count == 3) {
 		place = luaL_checkinteger(L, 2);
 		luaL_argcheck(L, (lua_Unsigned)place - 1u < (lua_Unsigned)end, 2, "position out of bounds");
-		check_move(L, (lua_Unsigned)end - (lua_Unsigned)place);
+		if (place < end)
+			check_move(L, (lua_Unsigned)end - (lua_Unsigned)place);
 	}
 	lua_settop(L, count);
 	for (lua_Integer i = end; i > place; i--) {
@@ -275,7 +276,8 @@ static int l_remove(lua_State *L)
 
 	if (given && place != length) {
 		luaL_argcheck(L, (lua_Unsigned)place - 1u <= (lua_Unsigned)length, 2, "position out of bounds");
-		check_move(L, (lua_Unsigned)length - (lua_Unsigned)place);
+		if (place < length)
+			check_move(L, (lua_Unsigned)length - (lua_Unsigned)place);
 	}
 	lua_geti(L, 1, place);
 	for (; place < length; place++) {

@@ -194,6 +194,13 @@ describe("restricted handlers", function()
     assert.equal("1 3 1", s:eval "local l = { 1, 2, 3 } table.remove(l, 2) table.insert(l, 1) return table.concat(l, ' ')")
     assert.equal(3, s:eval "local l = { 1, 2, 3 } return table.remove(l)")
     assert.is_nil((s:eval "return table.remove({})"))
+    assert.is_nil((s:eval "return table.remove({}, 1)"))
+    assert.equal("b", s:eval "local l = { 'a' } l[2] = 'b' return table.remove(l, 2)")
+    for _, text in ipairs { "table.remove({ 1 }, 3)", "table.remove({ 1 }, -1)", "table.insert({ 1 }, 3, 'x')", "table.insert({ 1 }, 0, 'x')" } do
+      local ok, why = pcall(s.eval, s, "return %s", text)
+      assert.is_false(ok)
+      assert.matches("bad argument #2 to '%a+' %(position out of bounds%)", why)
+    end
     assert.is_true(t.now() - began < t.seconds(5))
   end)
 
