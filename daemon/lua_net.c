@@ -245,15 +245,19 @@ static struct value read_options(lua_State *L, int index)
 	return v;
 }
 
-/* Raises an error whose text is in C memory. */
-static int raise_text(lua_State *L, char *text)
+/* Raises what is wrong with a URL or, if that is good, with the options at an index (0: there are none). The text is in C memory. */
+static void raise_text(lua_State *L, const char *url, int options, char *text)
 {
+	struct url u;
+	char *why = NULL;
+	bool good = url_parse(&u, url, &why);
+
+	if (good)
+		url_clear(&u);
+	free(why);
 	lua_pushstring(L, text);
 	free(text);
-	luaL_where(L, 1);
-	lua_insert(L, -2);
-	lua_concat(L, 2);
-	return lua_error(L);
+	luaL_argerror(L, good && options ? options : 1, lua_tostring(L, -1));
 }
 
 /* Validates URL and options for listening; pushes the conf. */
@@ -266,7 +270,7 @@ static struct listen_conf *push_listen_conf(lua_State *L, const char *url, int o
 
 	value_clear(&v);
 	if (!ok)
-		raise_text(L, why);
+		raise_text(L, url, options, why);
 	return conf;
 }
 
@@ -514,7 +518,7 @@ static int l_connect(lua_State *L)
 	bool ok = config_connect(conf, url, &v, &why);
 	value_clear(&v);
 	if (!ok)
-		raise_text(L, why);
+		raise_text(L, url, options, why);
 	set_conf(L, &t, conf);
 	return connect_to(L, &t, handler, last);
 }
