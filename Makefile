@@ -20,14 +20,14 @@ SETTINGS = problems confread_lines confread_value confread option config_schema 
 REACTOR  = loop timer sig guard
 
 # 3 wire: sockets, connections with their queues, datagrams
-WIRE     = sock tls conn tls_filter udp
+WIRE     = sock adopt tls conn file tls_filter udp
 
 # 4 sources: what produces connections
-SOURCES  = resolver listener connector relay process
+SOURCES  = resolver listener connector relay watch process
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_handler lua_udp lua_net lua_dns lua_timer lua_signal lua_process lua_sys \
-           lua_sandbox lua_core
+LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_dns lua_timer lua_signal \
+           lua_process lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
 SERVICE  = notify pidfile runtime generation service run

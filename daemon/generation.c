@@ -9,6 +9,7 @@
 #include "lua_signal.h"
 #include "lua_timer.h"
 #include "lua_udp.h"
+#include "lua_watch.h"
 #include "mem.h"
 
 /* Makes a configuration shareable. */
@@ -307,6 +308,7 @@ void generation_retire(struct generation *g, struct generation *heir)
 		if (g->dialers[i].lc)
 			conn_end(g->dialers[i].lc->c, NULL, "reloaded"); /* its block is gone or has changed */
 	g->vm->retired = true;
+	lua_watch_retire(g->vm);
 	lua_timer_cancel_all(g->vm, false);
 	lua_signal_cancel_all(g->vm, heir ? heir->vm : NULL);
 	lua_net_close_servers(g->vm, heir ? heir->vm : NULL);

@@ -4,6 +4,7 @@
 #include "listener.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -215,25 +216,19 @@ int listener_bind(const struct listen_conf *conf, struct addr *a, char **why)
 	return fd;
 }
 
-/* Opens a listener. */
-struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
+/* Makes a listener of a descriptor that listens, which is closed where that fails. */
+static struct listener *make_listener(struct loop *loop, const struct listen_conf *conf, int fd,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
 {
-	struct addr a;
-
-	int fd = listener_bind(conf, &a, why);
-	if (fd < 0)
-		return NULL;
 	struct listener *l = mem_zalloc(sizeof *l);
+
 	l->loop = loop;
 	l->fd = fd;
 	l->datagrams = conf->url.scheme == SCHEME_UDP;
 	if (!sock_local(fd, &l->local))
-		l->local = a;
+		l->local.length = 0;
 	l->url = mem_strdup(conf->url_text);
 	l->name = make_name(conf, &l->local);
-	if (conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
-		remember_file(l, conf->url.path);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
 	l->on_accept = on_accept;
@@ -252,6 +247,36 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 		return NULL;
 	}
 	return l;
+}
+
+/* Opens a listener. */
+struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+{
+	struct addr a;
+
+	int fd = listener_bind(conf, &a, why);
+	if (fd < 0)
+		return NULL;
+	struct listener *l = make_listener(loop, conf, fd, on_accept, user, why);
+	if (l && conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
+		remember_file(l, conf->url.path);
+	return l;
+}
+
+/* Takes a descriptor over. */
+struct listener *listener_adopt(struct loop *loop, const struct listen_conf *conf, int fd,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
+		int saved = errno;
+		*why = mem_printf("listen %s: %s", conf->url_text, errno_text(saved));
+		errno = saved;
+		return NULL;
+	}
+	return make_listener(loop, conf, fd, on_accept, user, why);
 }
 
 /* Takes over new limits. */

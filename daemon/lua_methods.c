@@ -33,10 +33,10 @@ static struct conn *usable_conn(lua_State *L)
 	return c && c->state != CONN_ENDING ? c : NULL;
 }
 
-/* What a method of streams returns on a datagram socket. */
+/* What a method of streams returns on what is none. */
 static int no_stream(lua_State *L)
 {
-	return arg_failure(L, "EOPNOTSUPP", "not on a datagram socket");
+	return arg_failure(L, "EOPNOTSUPP", "not on a datagram socket or a watch");
 }
 
 /* Method results that say "done". */
@@ -82,12 +82,7 @@ static int l_send_data(lua_State *L)
 		const char *bytes = lua_tolstring(L, i, &length);
 		result = conn_send(c, bytes, length);
 	}
-	if (result == SEND_CLOSED)
-		return closed(L);
-	if (result == SEND_SHUT)
-		return arg_failure(L, "EPIPE", "closed for writing");
-	lua_pushboolean(L, result == SEND_OK);
-	return 1;
+	return lua_conn_push_sent(L, result);
 }
 
 /* close_connection([after_writing]) */
@@ -123,7 +118,7 @@ static int l_close_write(lua_State *L)
 
 	if (!c)
 		return closed(L);
-	if (c->transport)
+	if (c->transport || c->watch_only)
 		return no_stream(L);
 	conn_shut(c);
 	return done(L);
@@ -161,6 +156,8 @@ static int l_pause(lua_State *L)
 
 	if (!c)
 		return closed(L);
+	if (c->watch_only)
+		return no_stream(L);
 	conn_pause(c);
 	return done(L);
 }
@@ -172,6 +169,8 @@ static int l_resume(lua_State *L)
 
 	if (!c)
 		return closed(L);
+	if (c->watch_only)
+		return no_stream(L);
 	conn_resume(c);
 	return done(L);
 }
@@ -202,9 +201,11 @@ static int l_get_sockname(lua_State *L)
 	struct lua_conn *lc = lua_conn_check(L, 1);
 	struct addr local = {0};
 
-	if (lc->c ? lc->c->fd < 0 || !sock_local(lc->c->fd, &local) : !lc->names)
-		return arg_push_addr(L, &local);
-	return arg_push_addr(L, lc->c ? &local : &lc->names->local);
+	if (lc->c && lc->c->fd >= 0)
+		(void)!sock_local(lc->c->fd, &local);
+	else if (lc->names && (!lc->c || lc->c->state == CONN_ENDING)) /* it has ended, or was detached */
+		local = lc->names->local;
+	return arg_push_addr(L, &local);
 }
 
 /* set_comm_inactivity_timeout(s) */
@@ -278,7 +279,7 @@ static int l_enable_keepalive(lua_State *L)
 		figures[i] = lua_isnoneornil(L, i + 2) ? 0 : (int)arg_integer(L, i + 2, 0, 32767);
 	if (!c)
 		return closed(L);
-	if (c->transport)
+	if (c->transport || c->watch_only)
 		return no_stream(L);
 	c->flow.keepalive = figures[0];
 	c->flow.keepalive_interval = figures[1];
@@ -295,7 +296,7 @@ static int l_disable_keepalive(lua_State *L)
 
 	if (!c)
 		return closed(L);
-	if (c->transport)
+	if (c->transport || c->watch_only)
 		return no_stream(L);
 	c->flow.keepalive = -1;
 	if (c->fd >= 0 && sock_keepalive(c->fd, false, 0, 0, 0) < 0)

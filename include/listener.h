@@ -45,6 +45,9 @@ struct listener {
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
 
+/* The same on a descriptor that listens already, which becomes the listener's; only conf's limits count, its URL is a name. */
+struct listener *listener_adopt(struct loop *loop, const struct listen_conf *conf, int fd,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
 /* Binds (and for streams listens) as a block says: the descriptor, or -1 with errno and the reason in *why (caller frees). */
 int listener_bind(const struct listen_conf *conf, struct addr *a, char **why) __attribute__((warn_unused_result));
 

@@ -89,8 +89,16 @@ void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);
 /* Calls initialize with the table of arguments at args (0: none), post_init, and function (0: none); errors end the connection. */
 void lua_conn_begin(lua_State *L, struct lua_conn *lc, int args, int count, int function);
 
+/* Pushes what send_data returns for that answer: true, false, or nil, message, code. The value is the number of results. */
+int lua_conn_push_sent(lua_State *L, enum send_result result);
+
+/* Pushes self and its method of that name; false if there is none (nothing is pushed then). */
+bool lua_conn_push_method(lua_State *L, struct lua_conn *lc, const char *name);
 /* Calls the callback of that name, which takes no arguments. False where the handler has none, or after an error. */
 bool lua_conn_call(struct lua_conn *lc, const char *callback);
+
+/* Keeps the addresses of its connection for those who ask later. */
+void lua_conn_keep_names(struct lua_conn *lc);
 
 /* Pushes em's emit(object, event, ...). */
 void lua_conn_push_emit(lua_State *L);

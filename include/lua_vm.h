@@ -25,6 +25,7 @@ struct lua_conn;
 struct lua_server;
 struct lua_signal;
 struct lua_timer;
+struct watches;
 struct socket_inheritance;
 struct lua_lookup;
 
@@ -47,6 +48,7 @@ struct vm_host {
 struct vm_options {
 	struct loop *loop;
 	struct conns *conns;
+	struct watches *watches;
 	struct resolver *resolver;
 	struct processes *processes;
 	struct guard *guard;
