@@ -26,7 +26,7 @@ WIRE     = sock adopt tls proxyproto conn file tls_filter udp
 SOURCES  = resolver activation preface listener connector relay watch process
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_timer lua_signal \
+LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_dns lua_timer lua_signal \
            lua_process lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager

@@ -31,7 +31,7 @@ static bool looks_numeric(const char *host)
 }
 
 /* Whether host is a host name by RFC 1123, underscores allowed; one dot may stand at the end. */
-static bool is_host_name(const char *host)
+bool addr_is_host_name(const char *host)
 {
 	size_t length = strlen(host), label = 0;
 
@@ -88,7 +88,7 @@ static char *canonical_host(const char *text, const char *host, bool bracketed, 
 		result = mem_strdup("0.0.0.0");
 	} else if (looks_numeric(host) && inet_pton(AF_INET, host, &in) != 1) {
 		*why = mem_printf("\"%s\": '%s' is no IPv4 address: write four numbers from 0 to 255, such as 127.0.0.1", text, host);
-	} else if (!is_host_name(host)) {
+	} else if (!addr_is_host_name(host)) {
 		*why = mem_printf("\"%s\": '%s' is no host name", text, host);
 	} else {
 		result = mem_strdup(host);

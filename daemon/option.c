@@ -240,7 +240,7 @@ static bool set_list(const struct option_def *o, void *base, const struct value 
 }
 
 /* Is it an address with or without a port? */
-static bool is_address(const char *text)
+bool option_is_address(const char *text)
 {
 	char *with_port, *without, *ignored = NULL;
 	struct url url;
@@ -266,7 +266,7 @@ static bool is_address(const char *text)
 /* A local address to bind to. */
 static bool set_address(const struct option_def *o, void *base, const struct value *v, char **why)
 {
-	if (!is_text(v) || !is_address(v->string.bytes))
+	if (!is_text(v) || !option_is_address(v->string.bytes))
 		return refuse(o, v, why);
 	store_text(o, base, mem_strdup(v->string.bytes));
 	return true;
@@ -278,7 +278,7 @@ static bool set_addresses(const struct option_def *o, void *base, const struct v
 	for (size_t i = 0; v->kind == VALUE_TABLE && i < v->table.count; i++) {
 		const struct value *item = &v->table.fields[i].value;
 
-		if (!is_text(item) || !is_address(item->string.bytes))
+		if (!is_text(item) || !option_is_address(item->string.bytes))
 			return refuse(o, item, why);
 	}
 	return set_strings(o, base, v, NULL, why);

@@ -133,6 +133,11 @@ bool relay_start(struct conn *from, struct conn *to, size_t bufsize, uint64_t le
 		*why = "the target is closed";
 		return false;
 	}
+	if (from->transport || to->transport || from->watch_only || to->watch_only) {
+		*code = "EOPNOTSUPP";
+		*why = "not on a datagram socket or a watch";
+		return false;
+	}
 	if (to->shut_asked) {
 		*code = "EPIPE";
 		*why = "the target is closed for writing";

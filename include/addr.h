@@ -46,6 +46,9 @@ const char *scheme_name(enum scheme scheme);
  * "" and "*" are any IPv4 address; "::" is any address of either family where the system binds so. */
 bool addr_from_numeric(struct addr *a, const char *host, uint16_t port) __attribute__((warn_unused_result));
 
+/* Is it a host name by RFC 1123, underscores allowed? One dot may stand at the end. */
+bool addr_is_host_name(const char *host);
+
 /* An address from a path ("@name": abstract); false with errno ENAMETOOLONG or EINVAL (empty). */
 bool addr_from_path(struct addr *a, const char *path) __attribute__((warn_unused_result));
 

@@ -75,6 +75,9 @@ json_t *option_json(const struct option_def *o, const void *base) __attribute__(
 /* Plain data as JSON, a new reference: a table of 1 to n is an array. Bytes that are not UTF-8 become U+FFFD. */
 json_t *option_value_json(const struct value *v) __attribute__((warn_unused_result));
 
+/* Is it "host" or "host:port" with a numeric host? */
+bool option_is_address(const char *text);
+
 /* The kind of an option in a word: "string", "size", … */
 const char *option_type_name(enum option_type type);
 
