@@ -31,6 +31,20 @@ struct inheritance {
 	struct inheritance *next;
 };
 
+/* May the script open something? Raises while handler files load: a reload that is refused must have had no effect. False when all
+ * that the VM has is being ended: what unbinds open anew would go on for ever. */
+static bool may_open(lua_State *L)
+{
+	vm_check_open(L);
+	return !vm_of(L)->closing;
+}
+
+/* What opening returns then. */
+static int refuse(lua_State *L)
+{
+	return arg_failure(L, "ECANCELED", "stopping");
+}
+
 /* A connection has come in. */
 void lua_net_on_accept(struct listener *l, int fd, const struct addr *peer)
 {
@@ -254,15 +268,19 @@ static struct value read_options(lua_State *L, int index)
 	return v;
 }
 
-/* Raises an error whose text is in C memory. */
-static int raise_text(lua_State *L, char *text)
+/* Raises what is wrong with a URL or, if that is good, with the options at an index (0: there are none). The text is in C memory. */
+static void raise_text(lua_State *L, const char *url, int options, char *text)
 {
+	struct url u;
+	char *why = NULL;
+	bool good = url_parse(&u, url, &why);
+
+	if (good)
+		url_clear(&u);
+	free(why);
 	lua_pushstring(L, text);
 	free(text);
-	luaL_where(L, 1);
-	lua_insert(L, -2);
-	lua_concat(L, 2);
-	return lua_error(L);
+	luaL_argerror(L, good && options ? options : 1, lua_tostring(L, -1));
 }
 
 /* Validates URL and options for listening; pushes the conf. */
@@ -275,7 +293,7 @@ static struct listen_conf *push_listen_conf(lua_State *L, const char *url, int o
 
 	value_clear(&v);
 	if (!ok)
-		raise_text(L, why);
+		raise_text(L, url, options, why);
 	return conf;
 }
 
@@ -293,7 +311,8 @@ static int l_start_server(lua_State *L)
 	const char *text = luaL_checkstring(L, 1);
 	int last = lua_gettop(L), handler = strstr(text, "://") ? 2 : 3;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	if (last < handler) {
 		lua_settop(L, handler);
 		last = handler;
@@ -309,7 +328,8 @@ static int l_start_unix_domain_server(lua_State *L)
 	int last = lua_gettop(L);
 	struct addr a;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	if (last < 2)
 		lua_settop(L, last = 2);
 	if (!addr_from_path(&a, path))
@@ -335,7 +355,8 @@ static int l_listen(lua_State *L)
 {
 	int last = lua_gettop(L);
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	if (lua_istable(L, 1)) {
 		if (last < 2)
 			lua_settop(L, last = 2);
@@ -451,11 +472,19 @@ struct target {
 	uint64_t timeout_ns;
 	struct flow flow;
 	const struct tls_conf *tls_conf; /* NULL: plain */
+	int proxy_version; /* of a PROXY header to begin with, 0: none */
+	struct lua_conn_names proxy_for; /* whose addresses it tells, with has_proxy_for */
+	bool has_proxy_for;
 };
 
 /* Starts a new connection towards its target. */
 static void start(struct lua_conn *lc, const struct target *t, struct tls_context *tls)
 {
+	lc->proxy_version = t->proxy_version;
+	if (t->has_proxy_for) {
+		lc->proxy_for = mem_alloc(sizeof *lc->proxy_for);
+		*lc->proxy_for = t->proxy_for;
+	}
 	if (tls)
 		lua_conn_use_tls(lc, tls, t->host);
 	else
@@ -534,6 +563,7 @@ static void set_conf(lua_State *L, struct target *t, const struct connect_conf *
 	t->flow = conf->flow;
 	t->timeout_ns = conf->connect_timeout_ns;
 	t->tls_conf = conf->tls;
+	t->proxy_version = conf->proxy_protocol;
 	if (conf->url.scheme == SCHEME_UNIX) {
 		set_path(L, t, conf->url.path);
 	} else {
@@ -557,6 +587,39 @@ static void set_conf(lua_State *L, struct target *t, const struct connect_conf *
 	}
 }
 
+/* Takes proxy_for, a connection, out of the options at index 1, of which a copy takes the place: the rest is plain data. */
+static void take_proxy_for(lua_State *L, struct target *t)
+{
+	if (lua_getfield(L, 1, "proxy_for") == LUA_TNIL) {
+		lua_pop(L, 1);
+		return;
+	}
+	struct lua_conn *client = lua_conn_test(L, -1);
+	if (!client)
+		luaL_argerror(L, 1, lua_pushfstring(L, "proxy_for must be a connection, got %s", luaL_typename(L, -1)));
+	if (lua_getfield(L, 1, "proxy_protocol") == LUA_TNIL)
+		luaL_argerror(L, 1, "proxy_for needs proxy_protocol");
+	t->has_proxy_for = true;
+	if (client->c) {
+		t->proxy_for.peer = client->c->peer;
+		(void)!conn_local(client->c, &t->proxy_for.local);
+	} else if (client->names) {
+		t->proxy_for = *client->names;
+	}
+	lua_pop(L, 2);
+	lua_newtable(L);
+	lua_pushnil(L);
+	while (lua_next(L, 1)) {
+		lua_pushvalue(L, -2);
+		lua_insert(L, -2);
+		if (lua_type(L, -2) == LUA_TSTRING && strcmp(lua_tostring(L, -2), "proxy_for") == 0)
+			lua_pop(L, 2);
+		else
+			lua_rawset(L, -4);
+	}
+	lua_replace(L, 1);
+}
+
 /* connect(host, port, handler, ...), connect(url, handler, ...), connect({url = …, …}, handler, ...) */
 static int l_connect(lua_State *L)
 {
@@ -564,7 +627,8 @@ static int l_connect(lua_State *L)
 	const char *url;
 	struct target t;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	target_init(&t);
 	if (lua_istable(L, 1)) {
 		options = 1;
@@ -583,6 +647,8 @@ static int l_connect(lua_State *L)
 		}
 		return connect_to(L, &t, 3, last);
 	}
+	if (options)
+		take_proxy_for(L, &t);
 	url = options ? url_option(L, 1) : lua_tostring(L, 1);
 	struct connect_conf *conf = push_conf(L, sizeof *conf, connect_conf_gc);
 	struct value v = read_options(L, options);
@@ -590,7 +656,7 @@ static int l_connect(lua_State *L)
 	bool ok = config_connect(conf, url, &v, &why);
 	value_clear(&v);
 	if (!ok)
-		raise_text(L, why);
+		raise_text(L, url, options, why);
 	set_conf(L, &t, conf);
 	return connect_to(L, &t, handler, last);
 }
@@ -602,7 +668,8 @@ static int l_connect_unix_domain(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	target_init(&t);
 	if (last < 2)
 		lua_settop(L, last = 2);
@@ -616,7 +683,8 @@ static int l_bind_connect(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	target_init(&t);
 	if (last < 5)
 		lua_settop(L, last = 5);
@@ -633,7 +701,8 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 	struct lua_conn *lc = lua_conn_check(L, 1);
 	struct vm *vm = lc->vm;
 
-	vm_check_open(L);
+	if (!may_open(L) || (vm->options.host->stopping && vm->options.host->stopping(vm)))
+		return refuse(L);
 	if (!lc->outgoing)
 		return arg_failure(L, "EOPNOTSUPP", "only an outgoing connection can reconnect");
 	if (lc->again || (lc->c && !lc->unbinding)) {
@@ -649,10 +718,7 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 		free((char *)lc->label);
 	lc->label = mem_strdup(label);
 	lc->owns_label = true;
-	if (vm->options.host->stopping && vm->options.host->stopping(vm))
-		conn_end(lc->again ? lc->again : lc->c, NULL, "stopped");
-	else
-		lua_conn_connect(lc, host, port, NULL, NULL);
+	lua_conn_connect(lc, host, port, NULL, NULL);
 	lua_settop(L, 1);
 	return 1;
 }

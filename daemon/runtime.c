@@ -57,6 +57,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 {
 	memset(r, 0, sizeof *r);
 	signal(SIGPIPE, SIG_IGN);
+	r->activation = activation_new();
 	rlim_t descriptor_limit = raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);
@@ -68,6 +69,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 		runtime_close(r);
 		return false;
 	}
+	r->loop->activation = r->activation;
 	r->conns = conns_new(r->loop, SIZE_MAX);
 	r->watches = watches_new(r->loop);
 	r->resolver = resolver_new(r->loop);
@@ -111,6 +113,7 @@ void runtime_close(struct runtime *r)
 	if (r->loop && r->loop->timers)
 		timers_close(r->loop);
 	loop_free(r->loop);
+	activation_free(r->activation);
 	free(r->library_dir);
 	*r = (struct runtime){.stats = r->stats};
 }
@@ -133,23 +136,44 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 	};
 }
 
-/* Ends the sleep of the last turns. */
-static void on_limit(void *data)
+/* Is a connection left in a state before that one? */
+static bool any_before(const struct conns *conns, enum conn_state state)
 {
-	loop_wake(data);
+	for (const struct conn *c = conns->all; c; c = c->next)
+		if (c->state < state)
+			return true;
+	return false;
 }
 
-/* The last turns: the first does not sleep, the others wait for what still has to end, such as a child. */
-void runtime_finish(struct runtime *r, uint64_t limit_ns)
+/* It is enough that the loop has woken up. */
+static void on_limit(void *data)
+{
+	(void)data;
+}
+
+/* Turns, at least once, while a connection is in a state before that one, and no longer than the limit. */
+static void turn_until(struct runtime *r, enum conn_state state, uint64_t limit_ns)
 {
 	uint64_t end = loop_clock() + limit_ns;
 	struct timer limit;
 
-	timer_init(&limit, on_limit, r->loop);
+	timer_init(&limit, on_limit, NULL);
 	timer_start_at(r->loop, &limit, end);
 	loop_wake(r->loop);
-	do
+	do {
 		loop_turn(r->loop);
-	while (r->conns->count && loop_clock() < end);
+	} while (any_before(r->conns, state) && loop_clock() < end);
 	timer_stop(r->loop, &limit);
+}
+
+/* The turns in which output is sent. */
+void runtime_flush(struct runtime *r, uint64_t limit_ns)
+{
+	turn_until(r, CONN_LINGERING, limit_ns);
+}
+
+/* The last turns. */
+void runtime_finish(struct runtime *r, uint64_t limit_ns)
+{
+	turn_until(r, CONN_ENDING + 1, limit_ns);
 }
