@@ -439,6 +439,7 @@ void core_call_hooks(struct vm *vm)
 /* Ends what a VM has open. */
 void core_shutdown(struct vm *vm, const char *why, bool flush)
 {
+	vm->shut_down = true;
 	lua_net_close_servers(vm, NULL);
 	lua_net_drop_inheritance(vm);
 	lua_conn_end_all(vm, why, flush);

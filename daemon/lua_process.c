@@ -211,6 +211,8 @@ static int l_popen(lua_State *L)
 	lc->owns_label = true;
 	lua_conn_attach(lc, p);
 	lua_conn_begin(L, lc, args, count, lua_isnil(L, function) ? 0 : function);
+	if (vm->shut_down) /* started by an unbind, say: it may be done by the time it is told to go */
+		conn_end(lc->c, NULL, "stopped");
 	lua_pushvalue(L, self);
 	return 1;
 }

@@ -78,7 +78,7 @@ static void on_signal(int signo, void *data)
 {
 	struct run *run = data;
 
-	if (run->vm && lua_signal_taken(run->vm, signo))
+	if (run->vm && lua_signal_deliver(run->vm, signo))
 		return;
 	run->stop = run->ended = true;
 	run->drain_s = 0;
@@ -101,7 +101,7 @@ static void stop(struct run *run)
 	runtime_finish(&run->runtime, 5000000000u);
 	core_shutdown(run->vm, "stopped", false); /* what unbind has made */
 	runtime_finish(&run->runtime, 5000000000u);
-	run->stop = run->stopping = false;
+	run->stop = run->stopping = run->vm->shut_down = false; /* em.run may be called once more */
 }
 
 /* Runs a script. */

@@ -73,6 +73,7 @@ struct vm {
 	size_t memory, memory_limit; /* bytes */
 	bool exhausted;        /* told the host */
 	bool loading;          /* handler files load: nothing may be opened */
+	bool shut_down;        /* all that was open has been ended: what is opened now ends at once */
 	bool retired;          /* a newer generation has taken over */
 	bool in_error_handler;
 	int error_handler_ref, hooks_ref;
