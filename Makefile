@@ -19,15 +19,15 @@ SETTINGS = problems confread_lines confread_value confread option config_schema 
 # 2 reactor: the turn, the timer heap, signals, the watch over callback time
 REACTOR  = loop timer sig guard
 
-# 3 wire: sockets, and connections with their queues
-WIRE     = sock tls conn tls_filter
+# 3 wire: sockets, connections with their queues, datagrams
+WIRE     = sock adopt tls conn file tls_filter udp
 
 # 4 sources: what produces connections
-SOURCES  = resolver listener connector relay process
+SOURCES  = resolver listener connector relay watch process
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_handler lua_net lua_timer lua_signal lua_process lua_sys lua_sandbox \
-           lua_core
+LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_timer lua_signal \
+           lua_process lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
 SERVICE  = notify pidfile runtime generation service run
@@ -69,7 +69,7 @@ LIBS        := $(LIBS)
 # Debian 12's packages: to build and try the daemon, to run the tests, to check the sources.
 RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stable-8+deb12u1 libc-ares-dev libsystemd-dev libssl-dev \
                 libjansson-dev netcat-openbsd
-TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd
+TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd dnsmasq-base ruby-eventmachine
 LINT_PACKAGES = lua-check clang-format cppcheck
 
 JOBS      = $(shell nproc)

@@ -142,9 +142,10 @@ static bool set_url(const struct place *at, const char *block, struct url *url, 
 		url->path = path;
 	}
 	*url_text = url_format(url);
-	if (url->scheme != SCHEME_TCP && url->scheme != SCHEME_TLS && url->scheme != SCHEME_UNIX)
-		problems_add_at(at->problems, at->file, at->line, "this version cannot %s \"%s\": use tcp://, tls:// or unix://",
-		                strcmp(block, "listen") == 0 ? "listen on" : "connect to", text);
+	bool listens = strcmp(block, "listen") == 0;
+	if (url->scheme != SCHEME_TCP && url->scheme != SCHEME_TLS && url->scheme != SCHEME_UNIX && !(listens && url->scheme == SCHEME_UDP))
+		problems_add_at(at->problems, at->file, at->line, "this version cannot %s \"%s\": use tcp://, tls://%s or unix://",
+		                listens ? "listen on" : "connect to", text, listens ? ", udp://" : "");
 	if (url->scheme == SCHEME_UNIX && at->file && !addr_from_path(&a, url->path))
 		problems_add_at(at->problems, at->file, at->line, "\"%s\": the path of a socket has %zu bytes at most", *url_text,
 		                sizeof a.un.sun_path - 1);
@@ -156,6 +157,17 @@ static void check_handler(const struct place *at, const char *block, const char 
 {
 	if (at->file && !given(table, "handler"))
 		problems_add_at(at->problems, at->file, at->line, "%s \"%s\" needs a handler: { handler = \"…\" }", block, url);
+}
+
+/* Reports options that make no sense for datagrams. */
+static void check_datagrams(const struct place *at, const char *url, const struct value *table)
+{
+	static const char *const senseless[] = {
+		"backlog", "max_connections", "max_connections_per_address", "nodelay", "keepalive", "tls"};
+
+	for (size_t i = 0; i < sizeof senseless / sizeof senseless[0]; i++)
+		if (given(table, senseless[i]))
+			problems_add_at(at->problems, at->file, at->line, "'%s' in listen \"%s\": only a stream socket has it", senseless[i], url);
 }
 
 /* Makes a listen_conf of a URL and its options. */
@@ -170,6 +182,8 @@ static void make_listen(const struct place *at, struct listen_conf *l, const cha
 	complete_tls(at, &l->url, &l->tls);
 	check_handler(at, "listen", url, table);
 	check_flow(at, "listen", &l->flow, table);
+	if (l->url_text && l->url.scheme == SCHEME_UDP)
+		check_datagrams(at, url, table);
 	if (l->url_text && l->url.scheme != SCHEME_UNIX && l->mode >= 0)
 		problems_add_at(at->problems, at->file, at->line, "'mode' in listen \"%s\": only a unix:// socket has permissions", url);
 }
@@ -276,7 +290,7 @@ static const struct option_def *find_override(const char *name)
 {
 	const struct option_def *o = strncmp(name, "log_", 4) == 0 ? scope_find(&scope_log, name + 4) : scope_find(&scope_top, name);
 
-	return o && o->type != OPTION_FOLDERS ? o : NULL;
+	return o && o->type != OPTION_FOLDERS && o->type != OPTION_ADDRESSES ? o : NULL;
 }
 
 /* How the options of log are called where there is no table around them. */

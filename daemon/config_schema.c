@@ -40,6 +40,8 @@ static const struct option_def top[] = {
      .help = "Generations of code that may live at once; beyond it the oldest ends"},
 	{"unsafe", OPTION_BOOLEAN, CONFIG(unsafe), .fallback = "false", .reloadable = true,
      .help = "Give handlers the whole standard library, also what can stop the daemon"},
+	{"nameservers", OPTION_ADDRESSES, CONFIG(nameservers), .fallback = "{}", .reloadable = true,
+     .help = "Name servers, \"address\" or \"address:port\"; those of /etc/resolv.conf if none are given"},
 	{"lua_path", OPTION_SEARCH_PATH, CONFIG(lua_path), .fallback = "nil", .reloadable = true,
      .help = "Where require looks for modules in Lua: templates with ';' between"},
 	{"lua_cpath", OPTION_SEARCH_PATH, CONFIG(lua_cpath), .fallback = "nil", .reloadable = true,

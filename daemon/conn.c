@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -13,6 +14,8 @@
 #include "mem.h"
 #include "sock.h"
 
+#define SOURCE_WINDOW (256 * 1024) /* bytes that sources may have in the output, less where high_water is lower */
+#define SOURCE_LEAST 16384         /* ... but at least that */
 #define MAX_WRITE (1024 * 1024) /* bytes that one connection may hand to the kernel in one pass */
 
 /* The symbol of an errno. */
@@ -53,6 +56,32 @@ static void mark_ending(struct conn *c)
 
 static void on_readable(evutil_socket_t fd, short what, void *data);
 
+/* The same for a descriptor that the poller refuses: it is read and written as if always ready, once in a turn. */
+static void watch_always(struct conn *c)
+{
+	struct loop *loop = c->conns->loop;
+	bool read = c->fd >= 0 && c->state != CONN_ENDING && !c->paused && !c->held && !c->eof;
+
+	c->reading = read ? READING_DATA : READING_OFF;
+	if (read && !timer_waiting(c->always))
+		timer_start(loop, c->always, 0);
+	else if (!read)
+		timer_stop(loop, c->always);
+	if (c->wire_queued && !c->paused && c->state < CONN_LINGERING)
+		mark_dirty(c);
+}
+
+/* Waits for room to write, or not any more. */
+static void watch_room(struct conn *c, bool on)
+{
+	if (c->transport)
+		c->transport->watch_room(c, on);
+	else if (on)
+		bufferevent_enable(c->bev, EV_WRITE);
+	else
+		bufferevent_disable(c->bev, EV_WRITE);
+}
+
 /*
  * Makes libevent watch what c's state calls for. Data is watched level-triggered. A connection that may not read is watched
  * edge-triggered for errors alone, and not beside a level-triggered write event: libevent takes no mixture on one descriptor.
@@ -63,15 +92,21 @@ static void watch(struct conn *c)
 	bool write = !c->paused && c->wire_queued && !c->dirty && c->fd >= 0 && !c->write_error && c->state < CONN_LINGERING;
 	enum conn_reading read = READING_OFF;
 
+	if (c->watch_only)
+		return;
+	if (c->always) {
+		watch_always(c);
+		return;
+	}
 	if (c->fd < 0 || c->state == CONN_CONNECTING || c->state == CONN_ENDING)
 		read = READING_OFF;
 	else if (!c->paused && !c->held && !c->eof)
 		read = READING_DATA;
-	else if (!write && c->is_socket && !c->keeper)
+	else if (!write && !c->keeper && (c->is_socket || c->adopted))
 		read = READING_ERRORS;
 
 	if (!write && c->writing)
-		bufferevent_disable(c->bev, EV_WRITE);
+		watch_room(c, false);
 	if (read != c->reading) {
 		if (c->reading != READING_OFF)
 			event_del(&c->read_event);
@@ -87,7 +122,7 @@ static void watch(struct conn *c)
 		c->reading = read;
 	}
 	if (write && !c->writing)
-		bufferevent_enable(c->bev, EV_WRITE);
+		watch_room(c, true);
 	c->writing = write;
 }
 
@@ -97,9 +132,10 @@ static void account(struct conn *c)
 	struct conns *conns = c->conns;
 
 	c->wire_queued = evbuffer_get_length(c->output);
-	size_t now = c->wire_queued + (c->plain ? evbuffer_get_length(c->plain) : 0);
-	conns->queued = conns->queued - c->queued + now;
+	size_t now = c->wire_queued + (c->plain ? evbuffer_get_length(c->plain) : 0) + c->behind;
+	conns->queued = conns->queued - c->weight + (now - c->weightless);
 	c->queued = now;
+	c->weight = now - c->weightless;
 	conns->loop->stats->bytes_queued = conns->queued;
 }
 
@@ -107,7 +143,7 @@ static void account(struct conn *c)
  * sides closed nothing is left to happen. */
 static void send_fin(struct conn *c)
 {
-	if (c->queued)
+	if (c->queued || c->sources)
 		return;
 	if (!c->shut && c->filter && !c->filter_finished) {
 		c->filter_finished = true;
@@ -130,33 +166,165 @@ static void send_fin(struct conn *c)
 	}
 }
 
+/* Lets the filter take what was sent. */
+static void encrypt(struct conn *c)
+{
+	if (!c->filter)
+		return;
+	c->filter->encrypt(c);
+	account(c);
+	if (evbuffer_get_length(c->plain))
+		return;
+	for (struct conn_source *s = c->sources; s && s->made; s = s->next)
+		if (!s->placed) {
+			s->placed = true;
+			s->last = c->bytes_out + c->wire_queued;
+		}
+}
+
+/* One source has made all that it had: what was sent since follows it. */
+static void source_made(struct conn *c, struct conn_source *s, struct evbuffer *to)
+{
+	if (!c->filter) {
+		s->placed = true;
+		s->last = c->bytes_out + evbuffer_get_length(c->output);
+	}
+	if (s->behind) {
+		c->behind -= evbuffer_get_length(s->behind);
+		evbuffer_add_buffer(to, s->behind);
+		evbuffer_free(s->behind);
+		s->behind = NULL;
+	}
+	c->filling = s->next;
+}
+
+/* Lets sources add to the output as far as there is room. */
+static void fill(struct conn *c)
+{
+	size_t window = c->flow.high_water < SOURCE_WINDOW ? c->flow.high_water : SOURCE_WINDOW;
+	struct evbuffer *to = c->filter ? c->plain : c->output;
+	struct conn_source *s;
+
+	if (window < SOURCE_LEAST)
+		window = SOURCE_LEAST;
+	while ((s = c->filling) && c->state != CONN_ENDING && !c->write_error) {
+		size_t ahead = c->queued - c->behind, before = evbuffer_get_length(to);
+		if (ahead > window / 2)
+			break;
+		if (!s->begun)
+			s->first = c->bytes_out + evbuffer_get_length(c->output);
+		s->fill(c, s, to, window - ahead);
+		s->begun = true;
+		if (c->state == CONN_ENDING)
+			return;
+		if (!c->filter)
+			s->last = c->bytes_out + evbuffer_get_length(c->output);
+		if (s->weightless)
+			c->weightless += evbuffer_get_length(to) - before;
+		if (s->made)
+			source_made(c, s, to);
+		account(c);
+		if (c->state == CONN_FLUSHING)
+			timer_start(c->conns->loop, &c->deadline, c->flow.linger_timeout_ns);
+	}
+}
+
+/* Adds what sources have and lets the filter take it. */
+static void prepare(struct conn *c)
+{
+	if (c->filling)
+		fill(c);
+	if (c->state != CONN_ENDING)
+		encrypt(c);
+}
+
+/* The kernel has taken bytes, up to bytes_out from `before` on: those of sources are told apart, sources that are through end. */
+static void settle_sources(struct conn *c, uint64_t before)
+{
+	for (struct conn_source *s = c->sources; s && s->begun; s = s->next) {
+		uint64_t from = s->first > before ? s->first : before, to = s->last < c->bytes_out ? s->last : c->bytes_out;
+		if (s->weightless && to > from)
+			c->weightless -= to - from;
+		if (!s->placed || s->last > c->bytes_out)
+			break;
+	}
+	account(c);
+}
+
+/* Ends the first source. */
+static void end_source(struct conn *c, const char *code, const char *why)
+{
+	struct conn_source *s = c->sources;
+
+	c->sources = s->next;
+	if (!c->sources)
+		c->last_source = NULL;
+	if (c->filling == s)
+		c->filling = s->next;
+	if (s->behind) {
+		c->behind -= evbuffer_get_length(s->behind);
+		evbuffer_free(s->behind);
+	}
+	s->on_end(c, s, code, why);
+}
+
+/* Ends the sources that are through. */
+static void end_sources(struct conn *c)
+{
+	while (c->sources && c->sources->placed && c->sources->last <= c->bytes_out && c->state != CONN_ENDING)
+		end_source(c, NULL, NULL);
+}
+
+/* A write has moved nothing: ends a connection whose sources cannot give what is in the output. */
+static bool sources_broken(struct conn *c)
+{
+	for (struct conn_source *s = c->sources; s && s->begun; s = s->next)
+		if (s->broken(s)) {
+			conn_end(c, "EIO", CONN_CUT_SHORT);
+			return true;
+		}
+	return false;
+}
+
+/* Tells the user that there is room again, or that nothing waits any more. */
+static void tell_room(struct conn *c, bool progress)
+{
+	if (c->full && c->queued <= c->flow.low_water && c->state == CONN_OPEN) {
+		c->full = false;
+		if (c->user)
+			c->events->on_drained(c);
+	}
+	if (progress && !c->queued && !c->sources && c->state == CONN_OPEN && c->user && c->events->on_flushed)
+		c->events->on_flushed(c);
+}
+
 /* Accounts for what a write took away, and does what waits for it. */
 static void wrote(struct conn *c)
 {
 	size_t n = c->wire_queued - evbuffer_get_length(c->output);
 	struct conns *conns = c->conns;
 
-	account(c);
-	if (!c->queued)
-		c->unsent = false;
 	if (n) {
 		c->bytes_out += n;
 		conns->loop->stats->bytes_out += n;
 		c->last_io_ns = loop_now(conns->loop);
 	}
+	settle_sources(c, c->bytes_out - n);
+	if (!c->queued && !c->sources)
+		c->unsent = false;
 	if (c->state == CONN_ENDING)
 		return;
+	if (c->sources) {
+		prepare(c);
+		end_sources(c);
+		if (c->state == CONN_ENDING)
+			return;
+	}
 	if (c->shut_asked)
 		send_fin(c);
 	if (c->feeder)
 		c->tap->wrote(c, n > 0);
-	if (c->full && c->queued <= c->flow.low_water && c->state == CONN_OPEN) {
-		c->full = false;
-		if (c->user)
-			c->events->on_drained(c);
-	}
-	if (n && !c->queued && c->state == CONN_OPEN && c->user && c->events->on_flushed)
-		c->events->on_flushed(c);
+	tell_room(c, n > 0);
 }
 
 /* Drops what waits to be sent. */
@@ -166,6 +334,10 @@ static void drop_output(struct conn *c)
 	evbuffer_drain(c->output, evbuffer_get_length(c->output));
 	if (c->plain)
 		evbuffer_drain(c->plain, evbuffer_get_length(c->plain));
+	for (struct conn_source *source = c->sources; source; source = source->next)
+		if (source->behind)
+			evbuffer_drain(source->behind, evbuffer_get_length(source->behind));
+	c->weightless = c->behind = 0;
 	account(c);
 }
 
@@ -200,21 +372,67 @@ static void write_failed(struct conn *c, int error)
 	watch(c);
 }
 
-/* Lets the filter take what was sent. */
-static void encrypt(struct conn *c)
+/* The same for a transport. One that is finishing ends when nothing waits any more. */
+static void flush_transport(struct conn *c)
 {
-	if (!c->filter)
+	size_t n = c->transport->flush(c);
+
+	if (c->state == CONN_ENDING)
 		return;
-	c->filter->encrypt(c);
-	account(c);
+	if (c->finishing && !c->transport->pending(c)) {
+		conn_end(c, c->end_code, c->end_why);
+		return;
+	}
+	tell_room(c, n > 0);
+	if (c->state != CONN_ENDING)
+		watch(c);
+}
+
+/* There is room for a transport's output. */
+void conn_transport_room(struct conn *c)
+{
+	c->writing = false;
+	if (c->state != CONN_ENDING)
+		flush_transport(c);
+}
+
+/* The turn's end is wanted. */
+void conn_transport_dirty(struct conn *c)
+{
+	if (c->state != CONN_ENDING)
+		mark_dirty(c);
+}
+
+/* Brings the sums in step with a transport's queue. */
+void conn_transport_queued(struct conn *c, size_t bytes, size_t items)
+{
+	struct conns *conns = c->conns;
+
+	conns->queued = conns->queued - c->weight + bytes;
+	c->weight = bytes;
+	conns->loop->stats->bytes_queued = conns->queued;
+	c->queued = bytes;
+	c->wire_queued = items;
+}
+
+/* Puts a transport in the place of the stream. */
+void conn_set_transport(struct conn *c, const struct conn_transport *transport, void *data)
+{
+	c->transport = transport;
+	c->transport_data = data;
 }
 
 /* The turn's end for one dirty connection: one write. */
 static void flush(struct conn *c)
 {
+	if (c->transport) {
+		if (c->state != CONN_ENDING)
+			flush_transport(c);
+		return;
+	}
 	if (c->state == CONN_ENDING || c->paused || c->writing || c->fd < 0 || c->write_error)
 		return;
-	encrypt(c);
+	prepare(c);
 	if (c->state == CONN_ENDING)
 		return;
 	if (c->wire_queued) {
@@ -225,6 +443,8 @@ static void flush(struct conn *c)
 			write_failed(c, error);
 			return;
 		}
+		if (n == 0 && c->sources && sources_broken(c)) /* else it is sendfile's way of saying EAGAIN */
+			return;
 	}
 	wrote(c);
 	if (c->state != CONN_ENDING)
@@ -249,8 +469,15 @@ static void on_bev_write(struct bufferevent *bev, void *data)
 static void on_bev_event(struct bufferevent *bev, short what, void *data)
 {
 	int error = errno;
+	struct conn *c = data;
 
 	(void)bev;
+	if ((what & BEV_EVENT_EOF) && c->sources) { /* sendfile has moved nothing */
+		c->writing = false;
+		if (c->state != CONN_ENDING && !sources_broken(c))
+			watch(c);
+		return;
+	}
 	if (what & (BEV_EVENT_ERROR | BEV_EVENT_EOF))
 		write_failed(data, error ? error : EPIPE);
 }
@@ -301,6 +528,16 @@ void conn_deliver_eof(struct conn *c)
 	}
 }
 
+/* The error of a descriptor that is not read; 0 if there is none. A pipe has no more to say than that nobody reads it. */
+static int pending_error(const struct conn *c)
+{
+	struct pollfd poller = {.fd = c->fd};
+
+	if (c->is_socket)
+		return sock_error(c->fd);
+	return poll(&poller, 1, 0) == 1 && (poller.revents & POLLERR) ? EPIPE : 0;
+}
+
 /* Input, or an error on a connection that may not read. One read a pass: the others get their turn. */
 static void on_readable(evutil_socket_t fd, short what, void *data)
 {
@@ -310,8 +547,12 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 	(void)what;
 	if (c->state == CONN_ENDING)
 		return;
+	if (c->transport) {
+		c->transport->readable(c);
+		return;
+	}
 	if (c->reading == READING_ERRORS) {
-		int error = sock_error(fd);
+		int error = pending_error(c);
 		if (error && c->state != CONN_OPEN && !c->unsent) /* a last word that nobody waited for */
 			conn_end(c, c->end_code, c->end_why);
 		else if (error && c->held && !c->paused && c->state == CONN_OPEN) { /* what came before it is still to be read */
@@ -336,11 +577,47 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 			c->filter->input_eof(c);
 		else
 			conn_deliver_eof(c);
+	} else if (errno == EIO && c->adopted && isatty(fd)) {
+		conn_deliver_eof(c); /* a terminal's other end has gone */
 	} else if (c->keeper && errno == ECONNRESET) { /* it has left something unread; all of its own has been read */
 		conn_deliver_eof(c);
 	} else if (errno != EAGAIN && errno != EINTR) {
 		conn_end_errno(c, c->write_error ? c->write_error : errno);
 	}
+}
+
+/* A watched descriptor is ready. */
+static void on_ready(evutil_socket_t fd, short what, void *data)
+{
+	struct conn *c = data;
+
+	(void)fd;
+	if (c->state != CONN_ENDING && c->user)
+		c->events->on_ready(c, (what & EV_READ) && c->notify_readable, (what & EV_WRITE) && c->notify_writable);
+}
+
+/* Time for a descriptor that is always ready. */
+static void on_always(void *data)
+{
+	struct conn *c = data;
+
+	if (c->state == CONN_ENDING)
+		return;
+	if (c->watch_only) {
+		on_ready(c->fd, EV_READ | EV_WRITE, c);
+		if (c->state != CONN_ENDING && (c->notify_readable || c->notify_writable) && !timer_waiting(c->always))
+			timer_start(c->conns->loop, c->always, 0);
+		return;
+	}
+	on_readable(c->fd, EV_READ, c);
+	watch(c);
+}
+
+/* Remembers that the poller will not have the descriptor. */
+static void set_always(struct conn *c)
+{
+	c->always = mem_alloc(sizeof *c->always);
+	timer_init(c->always, on_always, c);
 }
 
 /* The idle limit may have passed: if a byte has moved meanwhile, wait for the rest. */
@@ -424,7 +701,7 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	}
 	c->last_io_ns = loop_now(c->conns->loop);
 	bufferevent_setfd(c->bev, fd);
-	if (c->is_socket && c->peer.any.sa_family != AF_UNIX) {
+	if (c->is_socket && !c->transport && c->peer.any.sa_family != AF_UNIX) {
 		sock_nodelay(fd, c->flow.nodelay);
 		if (c->flow.keepalive >= 0 && sock_keepalive(fd, true, c->flow.keepalive, c->flow.keepalive_interval, c->flow.keepalive_count) < 0)
 			conn_end_errno(c, errno);
@@ -437,9 +714,116 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 		start_flushing(c);
 		return;
 	}
-	if (c->queued || c->shut_asked || c->filter)
+	if (c->queued || c->shut_asked || c->filter || c->sources)
 		mark_dirty(c);
 	watch(c);
+}
+
+/* Takes over what was adopted. */
+void conn_adopt(struct conn *c, const struct adopted *a)
+{
+	struct addr peer;
+
+	c->adopted = mem_alloc(sizeof *a);
+	*c->adopted = *a;
+	if (!a->pollable)
+		set_always(c);
+	if (!a->can_write)
+		c->shut_asked = c->shut = true;
+	if (!a->can_read)
+		c->eof = true; /* there is nothing to wait for; that nobody reads any more is noticed */
+	conn_open(c, a->fd, sock_peer(a->fd, &peer) ? &peer : NULL);
+}
+
+/* Makes it stand for a watch. */
+void conn_watch(struct conn *c, int fd)
+{
+	c->watch_only = true;
+	c->state = CONN_OPEN;
+	c->fd = fd;
+	if (fd < 0)
+		return;
+	event_assign(&c->read_event, c->conns->loop->base, fd, 0, on_ready, c);
+	if (!adopt_pollable(fd))
+		set_always(c);
+	if (!sock_peer(fd, &c->peer))
+		c->peer.length = 0;
+}
+
+/* Sets what is waited for. */
+void conn_notify(struct conn *c, bool readable, bool writable)
+{
+	short what = (short)((readable ? EV_READ : 0) | (writable ? EV_WRITE : 0));
+
+	if (c->state == CONN_ENDING || c->fd < 0 || (readable == c->notify_readable && writable == c->notify_writable))
+		return;
+	c->notify_readable = readable;
+	c->notify_writable = writable;
+	if (c->always) {
+		if (what)
+			timer_start(c->conns->loop, c->always, 0);
+		else
+			timer_stop(c->conns->loop, c->always);
+		return;
+	}
+	event_del(&c->read_event);
+	event_assign(&c->read_event, c->conns->loop->base, c->fd, what | EV_PERSIST, on_ready, c);
+	if (what && event_add(&c->read_event, NULL) < 0)
+		conn_end_errno(c, errno ? errno : EIO);
+}
+
+/* Takes everything of c that is on its descriptor from the loop. */
+static void unwatch(struct conn *c)
+{
+	if (c->always)
+		timer_stop(c->conns->loop, c->always);
+	if (c->reading != READING_OFF && !c->always)
+		event_del(&c->read_event);
+	c->reading = READING_OFF;
+	if (c->watch_only && c->fd >= 0)
+		event_del(&c->read_event);
+	watch_room(c, false);
+	c->writing = false;
+}
+
+/* Lets go of the descriptor. */
+int conn_detach(struct conn *c)
+{
+	if (c->state == CONN_ENDING || c->fd < 0) {
+		errno = ENOTCONN;
+		return -1;
+	}
+	if (c->filter || c->keeper) {
+		errno = EOPNOTSUPP;
+		return -1;
+	}
+	int fd = c->fd;
+	unwatch(c);
+	bufferevent_setfd(c->bev, -1);
+	c->fd = -1;
+	if (c->adopted) {
+		fd = adopt_release(c->adopted);
+		free(c->adopted);
+		c->adopted = NULL;
+	}
+	conn_end(c, NULL, "detached");
+	return fd;
+}
+
+/* An event of the loop: is it on that descriptor? */
+static int has_fd(const struct event_base *base, const struct event *event, void *fd)
+{
+	(void)base;
+	return event_get_fd(event) == *(int *)fd && !(event_get_events(event) & EV_SIGNAL);
+}
+
+/* Is the descriptor in use by the loop? */
+bool conn_fd_watched(const struct conns *conns, int fd)
+{
+	for (const struct conn *c = conns->all; c; c = c->next)
+		if ((c->fd == fd || (c->adopted && c->adopted->origin == fd)) && !(c->watch_only && c->state == CONN_ENDING))
+			return true;
+	return event_base_foreach_event(conns->loop->base, has_fd, &fd) != 0;
 }
 
 /* Ends the connection with the longest queue: together they hold more than the process may. */
@@ -448,12 +832,22 @@ static void enforce_max_queued(struct conns *conns)
 	struct conn *longest = NULL;
 
 	for (struct conn *c = conns->all; c; c = c->next)
-		if (c->state != CONN_ENDING && (!longest || c->queued > longest->queued))
+		if (c->state != CONN_ENDING && (!longest || c->weight > longest->weight))
 			longest = c;
 	if (longest) {
 		conns->loop->stats->limits_met++;
 		conn_end(longest, "ELIMIT", "outbound limit of the process");
 	}
+}
+
+/* Where bytes wait that were sent after a source that has not made all of it yet. */
+static struct evbuffer *behind_sources(struct conn *c)
+{
+	struct conn_source *last = c->last_source;
+
+	if (!last->behind && !(last->behind = evbuffer_new()))
+		abort();
+	return last->behind;
 }
 
 /* Queues bytes for the turn's end, as long as no more than most wait then. */
@@ -463,24 +857,30 @@ static enum send_result queue(struct conn *c, const void *bytes, size_t length, 
 
 	if (!conn_usable(c))
 		return SEND_CLOSED;
-	if (c->shut_asked)
+	if (c->watch_only)
+		return SEND_UNABLE;
+	if (c->shut_asked || c->transport)
 		return SEND_SHUT;
 	if (c->write_error) /* it will end as soon as its input has been read */
 		return SEND_CLOSED;
 	if (length == 0)
 		return c->queued > c->flow.high_water ? SEND_FULL : SEND_OK;
-	if (length > most || c->queued > most - length) {
+	if (length > most || c->weight > most - length) {
 		conns->loop->stats->limits_met++;
 		conn_end(c, "ELIMIT", "outbound limit");
 		return SEND_CLOSED;
 	}
-	if (evbuffer_add(c->filter ? c->plain : c->output, bytes, length) < 0) {
+	struct evbuffer *to = c->filling ? behind_sources(c) : c->filter ? c->plain : c->output;
+	if (evbuffer_add(to, bytes, length) < 0) {
 		conn_end_errno(c, ENOMEM);
 		return SEND_CLOSED;
 	}
 	c->unsent = true;
 	c->queued += length;
-	if (!c->filter)
+	c->weight += length;
+	if (c->filling)
+		c->behind += length;
+	else if (!c->filter)
 		c->wire_queued += length;
 	conns->queued += length;
 	conns->loop->stats->bytes_queued = conns->queued;
@@ -510,12 +910,38 @@ enum send_result conn_pass(struct conn *c, const void *bytes, size_t length)
 	return queue(c, bytes, length, SIZE_MAX);
 }
 
+/* Queues a source. */
+enum send_result conn_send_source(struct conn *c, struct conn_source *s)
+{
+	if (!conn_usable(c) || c->write_error)
+		return SEND_CLOSED;
+	if (c->watch_only || c->transport)
+		return SEND_UNABLE;
+	if (c->shut_asked)
+		return SEND_SHUT;
+	s->next = NULL;
+	if (c->last_source)
+		c->last_source->next = s;
+	else
+		c->sources = s;
+	c->last_source = s;
+	c->unsent = true;
+	if (!c->filling)
+		c->filling = s;
+	if (!c->writing)
+		mark_dirty(c);
+	return c->queued > c->flow.high_water ? SEND_FULL : SEND_OK;
+}
+
 /* Close after writing. */
 void conn_finish(struct conn *c, const char *code, const char *why)
 {
 	if (!conn_usable(c))
 		return;
-	if (!c->queued && !c->keeper && (c->state == CONN_CONNECTING || (c->eof && (!c->filter || c->filter_finished)))) {
+	bool nothing = c->transport ? !c->transport->pending(c)
+				    : !c->queued && !c->sources && !c->keeper &&
+					      (c->state == CONN_CONNECTING || c->watch_only || (c->eof && (!c->filter || c->filter_finished)));
+	if (nothing) {
 		conn_end(c, code, why); /* nothing to flush, and nobody to wait for */
 		return;
 	}
@@ -525,6 +951,7 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 	c->shut_asked = true;
 	c->paused = false;
 	c->held = false;
+	c->eof |= c->transport != NULL; /* what still comes is for whoever has the socket next */
 	if (c->state == CONN_OPEN)
 		start_flushing(c);
 	if (c->keeper)
@@ -543,6 +970,8 @@ void conn_end(struct conn *c, const char *code, const char *why)
 	c->end_code = code;
 	c->end_why = why;
 	drop_output(c);
+	if (c->watch_only)
+		unwatch(c); /* the descriptor's owner may close it at once */
 	mark_ending(c);
 	timer_stop(conns->loop, &c->idle);
 	timer_stop(conns->loop, &c->deadline);
@@ -569,7 +998,7 @@ void conn_end_errno(struct conn *c, int error)
 /* Half-close. */
 void conn_shut(struct conn *c)
 {
-	if (!conn_usable(c) || c->shut_asked)
+	if (!conn_usable(c) || c->shut_asked || c->watch_only)
 		return;
 	c->shut_asked = true;
 	mark_dirty(c);
@@ -578,7 +1007,7 @@ void conn_shut(struct conn *c)
 /* Stops both directions. */
 void conn_pause(struct conn *c)
 {
-	if (c->paused || !conn_usable(c))
+	if (c->paused || c->watch_only || !conn_usable(c))
 		return;
 	if (c->write_error) { /* its end was left to a reader that stops now */
 		conn_end_errno(c, c->write_error);
@@ -698,16 +1127,6 @@ bool conn_set_watermarks(struct conn *c, size_t low, size_t high)
 	return true;
 }
 
-/* Takes a connection out of the loop. */
-static void unwatch(struct conn *c)
-{
-	if (c->reading != READING_OFF)
-		event_del(&c->read_event);
-	c->reading = READING_OFF;
-	bufferevent_disable(c->bev, EV_WRITE);
-	c->writing = false;
-}
-
 /* Its keeper is not done: the descriptor goes, which tells the peer, and on_end waits. */
 static void park(struct conn *c)
 {
@@ -743,11 +1162,15 @@ static void reap(struct conn *c)
 {
 	struct conns *conns = c->conns;
 
+	while (c->sources)
+		end_source(c, c->end_code, c->end_why);
 	if (c->user)
 		c->events->on_end(c);
 	if (c->tap)
 		c->tap->ended(c);
 	unwatch(c);
+	if (c->transport)
+		c->transport->free(c);
 	if (c->filter) {
 		if (!c->end_code && !c->queued && !c->filter_finished && !c->shut) { /* an orderly end has a last word */
 			c->filter->finish(c);
@@ -760,11 +1183,15 @@ static void reap(struct conn *c)
 		account(c);
 	}
 	bufferevent_setcb(c->bev, NULL, NULL, NULL, NULL);
-	conns->queued -= c->queued;
+	conns->queued -= c->weight;
 	conns->loop->stats->bytes_queued = conns->queued;
 	bufferevent_free(c->bev);
-	if (c->fd >= 0)
+	if (c->adopted)
+		adopt_close(c->adopted);
+	else if (c->fd >= 0 && !c->watch_only)
 		close(c->fd);
+	free(c->adopted);
+	free(c->always);
 	if (c->previous)
 		c->previous->next = c->next;
 	else

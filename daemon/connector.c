@@ -210,7 +210,7 @@ struct connector *connector_start(struct loop *loop, struct resolver *resolver, 
 	if (addr_from_numeric(&to, host, port)) /* an address never goes to the resolver */
 		return connector_start_addr(loop, &to, bind, on_done, data);
 	struct connector *k = connector_new(loop, bind, on_done, data);
-	k->lookup = resolver_lookup(resolver, host, port, on_lookup, k);
+	k->lookup = resolver_lookup(resolver, host, port, AF_UNSPEC, NULL, on_lookup, k);
 	return k;
 }
 

@@ -8,6 +8,8 @@
 #include "lua_handler.h"
 #include "lua_signal.h"
 #include "lua_timer.h"
+#include "lua_udp.h"
+#include "lua_watch.h"
 #include "mem.h"
 
 /* Makes a configuration shareable. */
@@ -28,6 +30,8 @@ void shared_config_release(struct shared_config *shared)
 	config_free(shared->config);
 	free(shared);
 }
+
+#define RECEIVER_RETRY_NS 1000000000u /* between two instances that received nothing */
 
 static void dial(struct dialer *d);
 
@@ -59,6 +63,54 @@ static void dial(struct dialer *d)
 		d->lc->on_unbound_data = d;
 	} else if (d->conf->has_reconnect) {
 		timer_start(d->generation->runtime->loop, &d->retry, d->conf->reconnect_ns);
+	}
+}
+
+static void receive(struct receiver *r);
+
+/* An instance has ended. After an error the next one begins at once, unless it had received nothing: then it would end so again. One that
+ * its script has closed stays closed until the next reload. */
+static void on_receiver_unbound(struct lua_conn *lc, void *data)
+{
+	struct receiver *r = data;
+
+	r->lc = NULL;
+	if (!r->stopped && lc->end_code)
+		timer_start(r->generation->runtime->loop, &r->retry, lc->end_used ? 0 : RECEIVER_RETRY_NS);
+}
+
+/* The wait is over. */
+static void on_receiver_retry(void *data)
+{
+	receive(data);
+}
+
+/* Makes the block's next instance. */
+static void receive(struct receiver *r)
+{
+	struct generation *g = r->generation;
+	struct lua_acceptor *a = &g->acceptors[r->conf - g->config->listens];
+
+	if (r->stopped || r->lc)
+		return;
+	r->lc = lua_udp_serve(g->vm, &a->class, &a->flow, a->handler, r->l);
+	if (r->lc) {
+		r->lc->on_unbound = on_receiver_unbound;
+		r->lc->on_unbound_data = r;
+	} else {
+		timer_start(g->runtime->loop, &r->retry, RECEIVER_RETRY_NS);
+	}
+}
+
+/* Ends the instances for that reason. */
+static void stop_receiving(struct generation *g, const char *why)
+{
+	for (size_t i = 0; i < g->config->listen_count; i++) {
+		struct receiver *r = &g->receivers[i];
+		r->stopped = true;
+		timer_stop(g->runtime->loop, &r->retry);
+		if (r->lc)
+			conn_finish(r->lc->c, NULL, why);
 	}
 }
 
@@ -98,6 +150,8 @@ static void load(struct generation *g, struct problems *problems)
 		struct listen_conf *conf = &g->config->listens[i];
 		struct lua_acceptor *a = &g->acceptors[i];
 		*a = (struct lua_acceptor){.vm = g->vm, .flow = conf->flow};
+		g->receivers[i] = (struct receiver){.generation = g, .conf = conf};
+		timer_init(&g->receivers[i].retry, on_receiver_retry, &g->receivers[i]);
 		load_tls(g, conf->tls, true, conf->file, conf->line, conf->url_text, &a->tls, problems);
 		if (!lua_handler_load(g->vm, conf->handler, &conf->args, &a->class, &a->handler, &why))
 			add_problem(problems, conf->file, conf->line, why);
@@ -141,6 +195,7 @@ struct generation *generation_new(struct runtime *runtime, struct shared_config 
 		free(why);
 	} else {
 		g->acceptors = mem_zalloc((g->config->listen_count + 1) * sizeof *g->acceptors);
+		g->receivers = mem_zalloc((g->config->listen_count + 1) * sizeof *g->receivers);
 		g->dialers = mem_zalloc((g->config->connect_count + 1) * sizeof *g->dialers);
 		load(g, problems);
 	}
@@ -161,6 +216,7 @@ void generation_free(struct generation *g)
 		for (size_t i = 0; i < g->config->listen_count; i++) {
 			lua_class_free(g->vm, &g->acceptors[i].class);
 			tls_context_unref(g->acceptors[i].tls);
+			timer_stop(g->runtime->loop, &g->receivers[i].retry);
 		}
 		for (size_t i = 0; i < g->config->connect_count; i++) {
 			timer_stop(g->runtime->loop, &g->dialers[i].retry);
@@ -173,6 +229,7 @@ void generation_free(struct generation *g)
 	}
 	timer_stop(g->runtime->loop, &g->deadline);
 	free(g->acceptors);
+	free(g->receivers);
 	free(g->dialers);
 	shared_config_release(g->shared);
 	g->runtime->stats.generations--;
@@ -218,13 +275,16 @@ static bool take_over(struct dialer *d, struct generation *before)
 void generation_start(struct generation *g, struct generation *before)
 {
 	vm_start(g->vm);
+	for (size_t i = 0; i < g->config->listen_count; i++)
+		if (g->config->listens[i].url.scheme == SCHEME_UDP)
+			receive(&g->receivers[i]);
 	for (size_t i = 0; i < g->config->connect_count; i++)
 		if (!take_over(&g->dialers[i], before))
 			dial(&g->dialers[i]);
 }
 
 /* Dials no more. */
-void generation_stop_dialling(struct generation *g)
+static void stop_dialling(struct generation *g)
 {
 	for (size_t i = 0; i < g->config->connect_count; i++) {
 		g->dialers[i].stopped = true;
@@ -232,14 +292,23 @@ void generation_stop_dialling(struct generation *g)
 	}
 }
 
+/* Dials and receives no more. */
+void generation_stop_dialling(struct generation *g)
+{
+	stop_dialling(g);
+	stop_receiving(g, "stopped");
+}
+
 /* Steps back. */
 void generation_retire(struct generation *g, struct generation *heir)
 {
-	generation_stop_dialling(g);
+	stop_dialling(g);
+	stop_receiving(g, "reloaded");
 	for (size_t i = 0; i < g->config->connect_count; i++)
 		if (g->dialers[i].lc)
 			conn_end(g->dialers[i].lc->c, NULL, "reloaded"); /* its block is gone or has changed */
 	g->vm->retired = true;
+	lua_watch_retire(g->vm);
 	lua_timer_cancel_all(g->vm, false);
 	lua_signal_cancel_all(g->vm, heir ? heir->vm : NULL);
 	lua_net_close_servers(g->vm, heir ? heir->vm : NULL);

@@ -4,6 +4,7 @@
 #include "listener.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -43,7 +44,7 @@ static bool address_key(const struct addr *peer, struct in6_addr *key)
 static void watch(struct listener *l)
 {
 	bool full = l->max_connections && l->live >= l->max_connections;
-	bool want = l->fd >= 0 && !l->paused && !l->starved && !full;
+	bool want = l->fd >= 0 && !l->datagrams && !l->paused && !l->starved && !full;
 
 	if (want == l->watched)
 		return;
@@ -197,33 +198,37 @@ static void remove_file(struct listener *l)
 	free(l->unlink_path);
 }
 
-/* Opens a listener. */
-struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
-	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+/* Binds. */
+int listener_bind(const struct listen_conf *conf, struct addr *a, char **why)
 {
-	struct addr a;
-
-	if (!find_address(conf, &a, why))
-		return NULL;
-	int fd = sock_listen(&a, conf->backlog, conf->reuse_port, conf->mode);
+	if (!find_address(conf, a, why))
+		return -1;
+	int fd = conf->url.scheme == SCHEME_UDP ? sock_datagram(a, conf->reuse_port)
+						: sock_listen(a, conf->backlog, conf->reuse_port, conf->mode);
 	if (fd < 0) {
 		int saved = errno;
-		bool low = saved == EACCES && conf->url.scheme == SCHEME_TCP && conf->url.port < 1024;
+		bool low = saved == EACCES && conf->url.scheme != SCHEME_UNIX && conf->url.port < 1024;
 		*why = saved == EEXIST ? mem_printf("listen %s: the path exists and is no socket", conf->url_text)
 				       : mem_printf("listen %s: %s%s", conf->url_text, errno_text(saved),
 						 low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
 		errno = saved;
-		return NULL;
 	}
+	return fd;
+}
+
+/* Makes a listener of a descriptor that listens, which is closed where that fails. */
+static struct listener *make_listener(struct loop *loop, const struct listen_conf *conf, int fd,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+{
 	struct listener *l = mem_zalloc(sizeof *l);
+
 	l->loop = loop;
 	l->fd = fd;
+	l->datagrams = conf->url.scheme == SCHEME_UDP;
 	if (!sock_local(fd, &l->local))
-		l->local = a;
+		l->local.length = 0;
 	l->url = mem_strdup(conf->url_text);
 	l->name = make_name(conf, &l->local);
-	if (conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
-		remember_file(l, conf->url.path);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
 	l->on_accept = on_accept;
@@ -234,7 +239,7 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 	if (!l->event)
 		abort();
 	watch(l);
-	if (!l->watched) {
+	if (!l->watched && !l->datagrams) {
 		int saved = errno ? errno : EIO;
 		*why = mem_printf("listen %s: %s", conf->url_text, errno_text(saved));
 		listener_close(l);
@@ -244,12 +249,42 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 	return l;
 }
 
+/* Opens a listener. */
+struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+{
+	struct addr a;
+
+	int fd = listener_bind(conf, &a, why);
+	if (fd < 0)
+		return NULL;
+	struct listener *l = make_listener(loop, conf, fd, on_accept, user, why);
+	if (l && conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
+		remember_file(l, conf->url.path);
+	return l;
+}
+
+/* Takes a descriptor over. */
+struct listener *listener_adopt(struct loop *loop, const struct listen_conf *conf, int fd,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
+		int saved = errno;
+		*why = mem_printf("listen %s: %s", conf->url_text, errno_text(saved));
+		errno = saved;
+		return NULL;
+	}
+	return make_listener(loop, conf, fd, on_accept, user, why);
+}
+
 /* Takes over new limits. */
 void listener_update(struct listener *l, const struct listen_conf *conf)
 {
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
-	if (listen(l->fd, conf->backlog) < 0)
+	if (!l->datagrams && listen(l->fd, conf->backlog) < 0)
 		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
 	if (l->unlink_path && conf->mode >= 0 && chmod(l->unlink_path, (mode_t)conf->mode) < 0)
 		log_warn("listen %s: mode: %s", l->name, errno_text(errno));

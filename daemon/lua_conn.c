@@ -23,6 +23,8 @@ struct event_call {
 	const char *bytes;   /* on_data */
 	size_t length;
 	bool missing;        /* the handler has no such method */
+	const char *code, *why, *host; /* on_send_error */
+	uint16_t port;
 };
 
 static const struct conn_events lua_conn_events;
@@ -62,12 +64,14 @@ static int handle_gc(lua_State *L)
 
 	free(lc->names);
 	free(lc->hostname);
+	free(lc->listens);
 	free(lc->child);
 	tls_context_unref(lc->tls);
 	if (lc->owns_label)
 		free((char *)lc->label);
 	lc->names = NULL;
 	lc->hostname = NULL;
+	lc->listens = NULL;
 	lc->child = NULL;
 	lc->tls = NULL;
 	lc->label = NULL;
@@ -167,8 +171,19 @@ static void release(struct lua_conn *lc)
 	luaL_unref(vm->L, LUA_REGISTRYINDEX, lc->handle_ref); /* lc may be collected from now on */
 }
 
+/* Pushes what send_data returns. */
+int lua_conn_push_sent(lua_State *L, enum send_result result)
+{
+	switch (result) {
+	case SEND_CLOSED: return arg_failure(L, "ENOTCONN", "closed");
+	case SEND_SHUT: return arg_failure(L, "EPIPE", "closed for writing");
+	case SEND_UNABLE: return arg_failure(L, "EOPNOTSUPP", "not on a datagram socket or a watch");
+	default: lua_pushboolean(L, result == SEND_OK); return 1;
+	}
+}
+
 /* Pushes self and the method of that name; false if there is none (nothing is pushed then). */
-static bool push_method(lua_State *L, struct lua_conn *lc, const char *name)
+bool lua_conn_push_method(lua_State *L, struct lua_conn *lc, const char *name)
 {
 	lua_rawgeti(L, LUA_REGISTRYINDEX, lc->subject.self_ref);
 	if (lua_getfield(L, -1, name) == LUA_TNIL) {
@@ -184,7 +199,7 @@ static int plain_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
-	if (push_method(L, e->lc, e->call.callback))
+	if (lua_conn_push_method(L, e->lc, e->call.callback))
 		return vm_call_script(L, 1);
 	e->missing = true;
 	return 0;
@@ -229,15 +244,23 @@ bool lua_conn_call(struct lua_conn *lc, const char *callback)
 	return enter(lc, callback, plain_body, &e) && !e.missing;
 }
 
-/* receive_data(self, data), receive_stderr(self, data) */
+/* Pushes what was received: bytes, or a datagram with its sender. Returns the number of values. */
+static int push_data(lua_State *L, const struct event_call *e)
+{
+	const struct conn *c = e->lc->c;
+
+	lua_pushlstring(L, e->bytes, e->length);
+	return c->transport ? 1 + arg_push_addr(L, &c->peer) : 1;
+}
+
+/* receive_data(self, data[, host, port]), receive_stderr(self, data) */
 static int data_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
-	if (!push_method(L, e->lc, e->call.callback))
+	if (!lua_conn_push_method(L, e->lc, e->call.callback))
 		return 0;
-	lua_pushlstring(L, e->bytes, e->length);
-	return vm_call_script(L, 2);
+	return vm_call_script(L, 1 + push_data(L, e));
 }
 
 /* Listeners of "data". */
@@ -246,8 +269,7 @@ static int emit_data_body(lua_State *L)
 	struct event_call *e = lua_touserdata(L, 1);
 
 	push_emit(L, e->lc, "data");
-	lua_pushlstring(L, e->bytes, e->length);
-	return vm_call_script(L, 3);
+	return vm_call_script(L, 2 + push_data(L, e));
 }
 
 /* Bytes have arrived. */
@@ -282,7 +304,11 @@ static void on_drained(struct conn *c)
 {
 	struct event_call e = {0};
 
-	enter(c->user, "drained", plain_body, &e);
+	struct lua_conn *lc = c->user;
+
+	enter(lc, "drained", plain_body, &e);
+	if (lc->has_listeners && c->state == CONN_OPEN) /* em's own: IOStreamer's */
+		enter(lc, "drained", emit_body, &e);
 }
 
 /* All output is with the kernel. */
@@ -310,7 +336,7 @@ static int unbind_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
-	if (!push_method(L, e->lc, "unbind"))
+	if (!lua_conn_push_method(L, e->lc, "unbind"))
 		return 0;
 	push_end(L, e->lc->c);
 	return vm_call_script(L, 3);
@@ -327,13 +353,13 @@ static int emit_close_body(lua_State *L)
 }
 
 /* Keeps the addresses for those who ask after the end. */
-static void keep_names(struct lua_conn *lc)
+void lua_conn_keep_names(struct lua_conn *lc)
 {
 	if (!lc->names)
 		lc->names = mem_zalloc(sizeof *lc->names);
 	lc->names->peer = lc->c->peer;
 	lc->names->flow = lc->c->flow;
-	if (lc->c->fd >= 0 && !sock_local(lc->c->fd, &lc->names->local))
+	if (lc->c->fd >= 0 && !lc->c->watch_only && !sock_local(lc->c->fd, &lc->names->local))
 		lc->names->local.length = 0;
 }
 
@@ -351,7 +377,9 @@ static void on_end(struct conn *c)
 	}
 	if (lc->cancel_timers)
 		lc->cancel_timers(lc);
-	keep_names(lc);
+	if (lc->cancel_sendings)
+		lc->cancel_sendings(lc);
+	lua_conn_keep_names(lc);
 	lc->unbinding = true;
 	enter(lc, "unbind", unbind_body, &e);
 	if (lc->has_listeners)
@@ -365,6 +393,8 @@ static void on_end(struct conn *c)
 	if (lc->cancel_timers) /* those that unbind has made */
 		lc->cancel_timers(lc);
 	c->user = NULL;
+	lc->end_code = c->end_code;
+	lc->end_used = c->bytes_in || c->bytes_out || c->last_io_ns != c->opened_ns;
 	lc->relayed = c->relayed;
 	lc->eof_unheard = false;
 	lc->c = lc->again;
@@ -376,13 +406,82 @@ static void on_end(struct conn *c)
 		release(lc);
 }
 
+/* notify_readable(self), notify_writable(self). On the instance these names are the methods that ask for them, unless the script has put
+ * functions of its own there: the callbacks are the class's. */
+static int ready_body(lua_State *L)
+{
+	struct event_call *e = lua_touserdata(L, 1);
+	const char *name = e->call.callback;
+
+	lua_rawgeti(L, LUA_REGISTRYINDEX, e->lc->subject.self_ref);
+	lua_rawgeti(L, LUA_REGISTRYINDEX, e->lc->vm->connection_ref);
+	lua_pushstring(L, name);
+	lua_rawget(L, -2); /* self, Connection, method */
+	lua_getfield(L, -3, name);
+	if (lua_rawequal(L, -1, -2) && luaL_getmetafield(L, 2, "__index") != LUA_TNIL) {
+		if (lua_isfunction(L, -1)) {
+			lua_pushvalue(L, 2);
+			lua_pushstring(L, name);
+			lua_call(L, 2, 1);
+		} else {
+			lua_getfield(L, -1, name);
+		}
+	}
+	if (lua_isnil(L, -1) || lua_rawequal(L, -1, 4)) {
+		e->missing = true;
+		return 0;
+	}
+	lua_pushvalue(L, 2);
+	return vm_call_script(L, 1);
+}
+
+/* A watched descriptor is ready. Without a callback that would take it, being told again and again is pointless. */
+static void on_ready(struct conn *c, bool readable, bool writable)
+{
+	struct lua_conn *lc = c->user;
+	struct event_call e = {0};
+
+	if (readable && enter(lc, "notify_readable", ready_body, &e) && e.missing)
+		conn_notify(c, false, c->notify_writable);
+	if (!writable || c->state == CONN_ENDING || !c->notify_writable)
+		return;
+	e.missing = false;
+	if (enter(lc, "notify_writable", ready_body, &e) && e.missing)
+		conn_notify(c, c->notify_readable, false);
+}
+
 static const struct conn_events lua_conn_events = {
+	.on_ready = on_ready,
 	.on_data = on_data,
 	.on_eof = on_eof,
 	.on_drained = on_drained,
 	.on_flushed = on_flushed,
 	.on_end = on_end,
 };
+
+/* send_error(self, message, code, host, port) */
+static int send_error_body(lua_State *L)
+{
+	struct event_call *e = lua_touserdata(L, 1);
+
+	if (!lua_conn_push_method(L, e->lc, "send_error"))
+		return 0;
+	lua_pushstring(L, e->why);
+	lua_pushstring(L, e->code);
+	lua_pushstring(L, e->host);
+	lua_pushinteger(L, e->port);
+	return vm_call_script(L, 5);
+}
+
+/* A datagram did not go or did not arrive. */
+static void on_send_error(struct conn *c, const char *code, const char *why, const char *host, uint16_t port)
+{
+	struct event_call e = {.code = code, .why = why, .host = host, .port = port};
+
+	enter(c->user, "send_error", send_error_body, &e);
+}
+
+const struct udp_events lua_conn_udp_events = {.on_datagram = on_data, .on_send_error = on_send_error};
 
 /* Bytes of a child's standard error. */
 static void on_stderr(struct conn *c, const char *bytes, size_t length)
@@ -444,7 +543,7 @@ static int verify_body(lua_State *L)
 {
 	struct verify_call *v = lua_touserdata(L, 1);
 
-	if (!push_method(L, v->event.lc, "ssl_verify_peer"))
+	if (!lua_conn_push_method(L, v->event.lc, "ssl_verify_peer"))
 		return 0;
 	v->answer = 0; /* an error refuses */
 	lua_pushlstring(L, v->pem, v->length);
@@ -495,7 +594,7 @@ static int initialize_body(lua_State *L)
 {
 	struct begin_call *b = lua_touserdata(L, 1);
 
-	if (!push_method(L, b->event.lc, "initialize"))
+	if (!lua_conn_push_method(L, b->event.lc, "initialize"))
 		return 0;
 	int count = b->args_ref == LUA_NOREF ? 0 : b->count, table = 0;
 	luaL_checkstack(L, count + 4, "too many arguments");

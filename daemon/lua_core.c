@@ -10,6 +10,7 @@
 
 #include "lua_arg.h"
 #include "lua_conn.h"
+#include "lua_file.h"
 #include "lua_handler.h"
 #include "lua_methods.h"
 #include "lua_net.h"
@@ -20,6 +21,8 @@
 #include "lua_sys.h"
 #include "lua_timer.h"
 #include "lua_tls.h"
+#include "lua_udp.h"
+#include "lua_watch.h"
 #include "mem.h"
 
 /* next_tick(fn) */
@@ -282,12 +285,15 @@ static int open_vm(lua_State *L)
 	lua_methods_open(L);
 	lua_setfield(L, 1, "Connection");
 	lua_handler_open(L);
+	lua_udp_open(L);
 	lua_net_open(L);
 	lua_timer_open(L);
 	lua_signal_open(L);
 	lua_process_open(L);
 	lua_relay_open(L);
 	lua_tls_open(L);
+	lua_file_open(L);
+	lua_watch_open(L);
 	lua_sys_open(L);
 	lua_pushliteral(L, VERSION);
 	lua_setfield(L, 1, "VERSION");

@@ -21,8 +21,15 @@ static const char *const callbacks[] = {
 	"receive_eof",
 	"drained",
 	"unbind",
+	"send_error",
 	"proxy_target_unbound",
 	"proxy_completed",
+	"notify_readable",
+	"notify_writable",
+	"file_modified",
+	"file_moved",
+	"file_deleted",
+	"process_exited",
 };
 
 /* Does the table at index find em.Connection by way of its metatables? */

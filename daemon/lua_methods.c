@@ -33,10 +33,32 @@ static struct conn *usable_conn(lua_State *L)
 	return c && c->state != CONN_ENDING ? c : NULL;
 }
 
+/* What a method of streams returns on what is none. */
+static int no_stream(lua_State *L)
+{
+	return arg_failure(L, "EOPNOTSUPP", "not on a datagram socket or a watch");
+}
+
 /* Method results that say "done". */
 static int done(lua_State *L)
 {
 	lua_pushboolean(L, true);
+	return 1;
+}
+
+/* send_data on a datagram socket: the arguments are one datagram, for the sender of the one that is being handled. */
+static int answer(lua_State *L, struct conn *c, int top)
+{
+	size_t length;
+
+	if (!c->peer.length)
+		return arg_failure(L, "EDESTADDRREQ", "there is no datagram to answer: use send_datagram");
+	lua_concat(L, top - 1);
+	const char *bytes = lua_tolstring(L, -1, &length);
+	enum send_result result = udp_send(c, bytes, length, &c->peer);
+	if (result == SEND_CLOSED)
+		return closed(L);
+	lua_pushboolean(L, result == SEND_OK);
 	return 1;
 }
 
@@ -53,17 +75,14 @@ static int l_send_data(lua_State *L)
 		return luaL_argerror(L, 2, "string expected, got no value");
 	if (!c)
 		return closed(L);
+	if (udp_is(c))
+		return conn_usable(c) ? answer(L, c, top) : closed(L);
 	for (int i = 2; i <= top && result <= SEND_FULL; i++) {
 		size_t length;
 		const char *bytes = lua_tolstring(L, i, &length);
 		result = conn_send(c, bytes, length);
 	}
-	if (result == SEND_CLOSED)
-		return closed(L);
-	if (result == SEND_SHUT)
-		return arg_failure(L, "EPIPE", "closed for writing");
-	lua_pushboolean(L, result == SEND_OK);
-	return 1;
+	return lua_conn_push_sent(L, result);
 }
 
 /* close_connection([after_writing]) */
@@ -99,6 +118,8 @@ static int l_close_write(lua_State *L)
 
 	if (!c)
 		return closed(L);
+	if (c->transport || c->watch_only)
+		return no_stream(L);
 	conn_shut(c);
 	return done(L);
 }
@@ -135,6 +156,8 @@ static int l_pause(lua_State *L)
 
 	if (!c)
 		return closed(L);
+	if (c->watch_only)
+		return no_stream(L);
 	conn_pause(c);
 	return done(L);
 }
@@ -146,6 +169,8 @@ static int l_resume(lua_State *L)
 
 	if (!c)
 		return closed(L);
+	if (c->watch_only)
+		return no_stream(L);
 	conn_resume(c);
 	return done(L);
 }
@@ -252,6 +277,8 @@ static int l_enable_keepalive(lua_State *L)
 		figures[i] = lua_isnoneornil(L, i + 2) ? 0 : (int)arg_integer(L, i + 2, 0, 32767);
 	if (!c)
 		return closed(L);
+	if (c->transport || c->watch_only)
+		return no_stream(L);
 	c->flow.keepalive = figures[0];
 	c->flow.keepalive_interval = figures[1];
 	c->flow.keepalive_count = figures[2];
@@ -267,6 +294,8 @@ static int l_disable_keepalive(lua_State *L)
 
 	if (!c)
 		return closed(L);
+	if (c->transport || c->watch_only)
+		return no_stream(L);
 	c->flow.keepalive = -1;
 	if (c->fd >= 0 && sock_keepalive(c->fd, false, 0, 0, 0) < 0)
 		return arg_failure_errno(L, errno);

@@ -2,12 +2,17 @@
 #include "lua_net.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "lua_arg.h"
 #include "lua_handler.h"
+#include "lua_udp.h"
+#include "lua_watch.h"
 #include "mem.h"
+#include "sock.h"
 
 static const char server_key; /* its address is the registry key of the servers' metatable */
 
@@ -116,6 +121,7 @@ void lua_net_close_servers(struct vm *vm, struct vm *heir)
 {
 	while (vm->servers)
 		server_stop(vm->servers, heir);
+	lua_udp_close_servers(vm, heir);
 }
 
 /* Closes what was not claimed. */
@@ -123,6 +129,7 @@ void lua_net_drop_inheritance(struct vm *vm)
 {
 	struct inheritance *i;
 
+	lua_udp_drop_inheritance(vm);
 	while ((i = vm->inherited)) {
 		vm->inherited = i->next;
 		listener_close(i->l);
@@ -130,13 +137,13 @@ void lua_net_drop_inheritance(struct vm *vm)
 	}
 }
 
-/* Takes an inherited listener of that URL, or returns NULL. */
-static struct listener *claim(struct vm *vm, const struct listen_conf *conf)
+/* Takes an inherited listener of that URL, or (fd >= 0) on that descriptor; NULL if there is none. */
+static struct listener *claim(struct vm *vm, const struct listen_conf *conf, int fd)
 {
 	for (struct inheritance **at = &vm->inherited; *at; at = &(*at)->next) {
 		struct inheritance *i = *at;
 		struct listener *l = i->l;
-		if (strcmp(l->url, conf->url_text) != 0)
+		if (fd >= 0 ? l->fd != fd : strcmp(l->url, conf->url_text) != 0)
 			continue;
 		*at = i->next;
 		free(i);
@@ -147,11 +154,15 @@ static struct listener *claim(struct vm *vm, const struct listen_conf *conf)
 	return NULL;
 }
 
-/* Opens a server for the handler at index handler (0: none) with the arguments after it up to last; pushes it. */
-static int open_server(lua_State *L, struct listen_conf *conf, int handler, int last)
+/* Opens a server for the handler at index handler (0: none) with the arguments after it up to last, on a descriptor that listens already if
+ * fd >= 0; pushes it. */
+static int open_server(lua_State *L, struct listen_conf *conf, int handler, int last, int fd)
 {
 	struct vm *vm = vm_of(L);
 	char *why = NULL;
+
+	if (conf->url.scheme == SCHEME_UDP)
+		return lua_udp_listen(L, conf, handler, last);
 	struct lua_server *s = lua_newuserdatauv(L, sizeof *s, 0);
 	memset(s, 0, sizeof *s);
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &server_key);
@@ -173,8 +184,10 @@ static int open_server(lua_State *L, struct listen_conf *conf, int handler, int 
 			return 3;
 		}
 	}
-	s->l = claim(vm, conf);
-	if (!s->l)
+	s->l = claim(vm, conf, fd);
+	if (!s->l && fd >= 0)
+		s->l = listener_adopt(vm->options.loop, conf, fd, lua_net_on_accept, &s->acceptor, &why);
+	else if (!s->l)
 		s->l = listener_open(vm->options.loop, conf, lua_net_on_accept, &s->acceptor, &why);
 	if (!s->l) {
 		int error = errno;
@@ -224,11 +237,11 @@ static void *push_conf(lua_State *L, size_t size, lua_CFunction gc)
 }
 
 /* Pushes the text of a URL for host and port. */
-static const char *push_url(lua_State *L, const char *host, uint16_t port)
+static const char *push_url(lua_State *L, enum scheme scheme, const char *host, uint16_t port)
 {
 	if (!*host)
 		host = "0.0.0.0";
-	return lua_pushfstring(L, strchr(host, ':') ? "tcp://[%s]:%d" : "tcp://%s:%d", host, (int)port);
+	return lua_pushfstring(L, strchr(host, ':') ? "%s://[%s]:%d" : "%s://%s:%d", scheme_name(scheme), host, (int)port);
 }
 
 /* The options table at index (or none) as plain data; raises where it is none. The value is the caller's to clear. */
@@ -286,8 +299,8 @@ static int l_start_server(lua_State *L)
 		lua_settop(L, handler);
 		last = handler;
 	}
-	const char *url = handler == 2 ? text : push_url(L, text, arg_port(L, 2, true));
-	return open_server(L, push_listen_conf(L, url, 0), handler, last);
+	const char *url = handler == 2 ? text : push_url(L, SCHEME_TCP, text, arg_port(L, 2, true));
+	return open_server(L, push_listen_conf(L, url, 0), handler, last, -1);
 }
 
 /* start_unix_domain_server(path, handler, ...) */
@@ -302,7 +315,20 @@ static int l_start_unix_domain_server(lua_State *L)
 		lua_settop(L, last = 2);
 	if (!addr_from_path(&a, path))
 		return arg_failure(L, errno_code(errno), "listen unix://%s: %s", path, errno_text(errno));
-	return open_server(L, push_listen_conf(L, lua_pushfstring(L, "unix://%s", path), 0), 2, last);
+	return open_server(L, push_listen_conf(L, lua_pushfstring(L, "unix://%s", path), 0), 2, last, -1);
+}
+
+/* open_datagram_socket(host, port, handler, ...) */
+static int l_open_datagram_socket(lua_State *L)
+{
+	const char *host = luaL_checkstring(L, 1);
+	uint16_t port = arg_port(L, 2, true);
+	int last = lua_gettop(L);
+
+	vm_check_open(L);
+	if (last < 3)
+		lua_settop(L, last = 3);
+	return open_server(L, push_listen_conf(L, push_url(L, SCHEME_UDP, host, port), 0), 3, last, -1);
 }
 
 /* listen(url or table[, handler[, options]]); a table is url and options in one, arguments may follow the handler then. */
@@ -315,13 +341,51 @@ static int l_listen(lua_State *L)
 		if (last < 2)
 			lua_settop(L, last = 2);
 		const char *url = url_option(L, 1);
-		return open_server(L, push_listen_conf(L, url, 1), 2, last);
+		return open_server(L, push_listen_conf(L, url, 1), 2, last, -1);
 	}
 	const char *url = luaL_checkstring(L, 1);
 	lua_settop(L, 3);
 	if (!lua_isnil(L, 3))
 		luaL_checktype(L, 3, LUA_TTABLE);
-	return open_server(L, push_listen_conf(L, url, lua_isnil(L, 3) ? 0 : 3), 2, 2);
+	return open_server(L, push_listen_conf(L, url, lua_isnil(L, 3) ? 0 : 3), 2, 2, -1);
+}
+
+/* The URL of what a descriptor listens on: for names and logs, it is not opened by it. */
+static const char *push_local_url(lua_State *L, int fd)
+{
+	struct addr a;
+	char text[ADDR_TEXT_SIZE];
+
+	if (!sock_local(fd, &a))
+		return lua_pushfstring(L, "unix://@fd-%d", fd);
+	if (a.any.sa_family == AF_UNIX)
+		return lua_pushfstring(L, "unix://%s", addr_host(&a, text));
+	return lua_pushfstring(L, "tcp://%s", addr_format(&a, text));
+}
+
+/* attach_server(fd, handler, ...): a descriptor that listens already. It is the server's from now on and closed when that stops; the file
+ * of a Unix socket stays. */
+static int l_attach_server(lua_State *L)
+{
+	struct vm *vm = vm_of(L);
+	int last = lua_gettop(L), listening = 0;
+	socklen_t size = sizeof listening;
+	lua_Integer wanted = arg_integer(L, 1, INT_MIN, INT_MAX);
+	struct inheritance *i = vm->inherited;
+
+	vm_check_open(L);
+	if (last < 2)
+		lua_settop(L, last = 2);
+	while (i && i->l->fd != wanted)
+		i = i->next;
+	int fd = i ? (int)wanted : lua_watch_check_fd(L, 1);
+	if (fd < 0)
+		return 3;
+	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0)
+		return arg_failure_errno(L, errno);
+	if (!listening)
+		return arg_failure(L, "EINVAL", "descriptor %d does not listen", fd);
+	return open_server(L, push_listen_conf(L, push_local_url(L, fd), 0), 2, last, fd);
 }
 
 /* server:stop(), em.stop_server(server) */
@@ -514,7 +578,7 @@ static int l_connect(lua_State *L)
 	if (handler == 3) {
 		t.host = lua_tostring(L, 1);
 		t.port = arg_port(L, 2, false);
-		t.label = push_url(L, t.host, t.port);
+		t.label = push_url(L, SCHEME_TCP, t.host, t.port);
 		if (!*t.host) {
 			t.failure = "EAI_NONAME";
 			t.why = "not a valid name";
@@ -561,7 +625,7 @@ static int l_bind_connect(lua_State *L)
 	set_bind(&t, luaL_checkstring(L, 1), lua_isnil(L, 2) ? 0 : arg_port(L, 2, true));
 	t.host = luaL_checkstring(L, 3);
 	t.port = arg_port(L, 4, false);
-	t.label = push_url(L, t.host, t.port);
+	t.label = push_url(L, SCHEME_TCP, t.host, t.port);
 	return connect_to(L, &t, 5, last);
 }
 
@@ -579,7 +643,7 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 		return 1;
 	}
 	struct flow flow = lc->unbinding ? lc->c->flow : lc->names->flow;
-	const char *label = push_url(L, host, port);
+	const char *label = push_url(L, SCHEME_TCP, host, port);
 	if (!lc->unbinding) /* long gone: it is taken back into the VM's keeping */
 		lua_conn_hold(L, lc, 1);
 	lua_conn_revive(lc, &flow);
@@ -680,7 +744,9 @@ static const luaL_Reg server_methods[] = {
 static const luaL_Reg functions[] = {
 	{"start_server", l_start_server},
 	{"start_unix_domain_server", l_start_unix_domain_server},
+	{"open_datagram_socket", l_open_datagram_socket},
 	{"listen", l_listen},
+	{"attach_server", l_attach_server},
 	{"stop_server", l_server_stop},
 	{"connect", l_connect},
 	{"connect_unix_domain", l_connect_unix_domain},

@@ -35,6 +35,8 @@ static int l_proxy_incoming_to(lua_State *L)
 
 	if (!from->c || !to->c)
 		return arg_failure(L, "ENOTCONN", from->c ? "the target is closed" : "closed");
+	if (from->c->watch_only || to->c->watch_only)
+		return arg_failure(L, "EOPNOTSUPP", "not on a watch");
 	if (!relay_start(from->c, to->c, (size_t)bufsize, (uint64_t)length, &events, &code, &why))
 		return arg_failure(L, code, "%s", why);
 	lua_pushboolean(L, true);

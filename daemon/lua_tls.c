@@ -38,6 +38,14 @@ static int l_start_tls(lua_State *L)
 		tls_conf_clear(&conf);
 		return arg_failure(L, "ENOTCONN", "closed");
 	}
+	if (lc->c->transport || lc->c->watch_only) {
+		tls_conf_clear(&conf);
+		return arg_failure(L, "EOPNOTSUPP", "not on a datagram socket or a watch");
+	}
+	if (lc->c->sources) { /* its bytes go as they were asked to */
+		tls_conf_clear(&conf);
+		return arg_failure(L, "EBUSY", "a file is being streamed");
+	}
 	if (tls_session(lc->c)) {
 		tls_conf_clear(&conf);
 		return arg_failure(L, "EALREADY", "TLS is on already");

@@ -15,7 +15,7 @@
 #define LIST_LIMIT 200 /* positional arguments: as many as Lua passes on without a thought */
 
 static const char *const type_names[] = {"string",  "path",   "search path", "folders", "boolean", "integer", "size",
-                                         "seconds", "choice", "keepalive",   "mode",    "address", "PEM",     "host name",
+                                         "seconds", "choice", "keepalive",   "mode",    "address", "addresses", "PEM",     "host name",
                                          "strings", "switch", "table",       "list"};
 
 /* The member of the struct at base. */
@@ -72,6 +72,7 @@ static char *expectation(const struct option_def *o)
 	case OPTION_KEEPALIVE: return mem_strdup("true, false, or whole seconds from 1 to 32767");
 	case OPTION_MODE: return mem_strdup("permissions in octal as a text, such as \"0660\"");
 	case OPTION_ADDRESS: return mem_strdup("a text \"host\" or \"host:port\" with a numeric host");
+	case OPTION_ADDRESSES: return mem_strdup("a list such as { \"127.0.0.1\", \"[::1]:5353\" } with numeric hosts");
 	case OPTION_PEM: return mem_strdup("a path, or PEM text");
 	case OPTION_HOSTNAME: return mem_strdup("a host name, or false");
 	case OPTION_STRINGS: return mem_strdup("a list of texts such as { \"h2\", \"http/1.1\" }");
@@ -224,18 +225,16 @@ static bool set_list(const struct option_def *o, void *base, const struct value 
 	return true;
 }
 
-/* A local address to bind to. */
-static bool set_address(const struct option_def *o, void *base, const struct value *v, char **why)
+/* Is it an address with or without a port? */
+static bool is_address(const char *text)
 {
 	char *with_port, *without, *ignored = NULL;
 	struct url url;
 	struct addr a;
 	bool ok;
 
-	if (!is_text(v))
-		return refuse(o, v, why);
-	with_port = mem_printf("tcp://%s", v->string.bytes);
-	without = mem_printf("tcp://%s:0", v->string.bytes);
+	with_port = mem_printf("tcp://%s", text);
+	without = mem_printf("tcp://%s:0", text);
 	ok = url_parse(&url, with_port, &ignored);
 	if (!ok) {
 		free(ignored);
@@ -247,10 +246,28 @@ static bool set_address(const struct option_def *o, void *base, const struct val
 	free(without);
 	ok = ok && (addr_from_numeric(&a, url.host, url.port) || strchr(url.host, '%'));
 	url_clear(&url);
-	if (!ok)
+	return ok;
+}
+
+/* A local address to bind to. */
+static bool set_address(const struct option_def *o, void *base, const struct value *v, char **why)
+{
+	if (!is_text(v) || !is_address(v->string.bytes))
 		return refuse(o, v, why);
 	store_text(o, base, mem_strdup(v->string.bytes));
 	return true;
+}
+
+/* A list of addresses. */
+static bool set_addresses(const struct option_def *o, void *base, const struct value *v, char **why)
+{
+	for (size_t i = 0; v->kind == VALUE_TABLE && i < v->table.count; i++) {
+		const struct value *item = &v->table.fields[i].value;
+
+		if (!is_text(item) || !is_address(item->string.bytes))
+			return refuse(o, item, why);
+	}
+	return set_strings(o, base, v, NULL, why);
 }
 
 /* One of the option's words. */
@@ -309,6 +326,7 @@ bool option_set(const struct option_def *o, void *base, const struct value *v, c
 		return true;
 	case OPTION_FOLDERS: return set_strings(o, base, v, file, why);
 	case OPTION_STRINGS: return set_strings(o, base, v, NULL, why);
+	case OPTION_ADDRESSES: return set_addresses(o, base, v, why);
 	case OPTION_LIST: return set_list(o, base, v, why);
 	case OPTION_ADDRESS: return set_address(o, base, v, why);
 	case OPTION_CHOICE: return set_choice(o, base, v, why);
@@ -445,6 +463,7 @@ void option_clear(const struct option_def *o, void *base)
 		break;
 	case OPTION_FOLDERS:
 	case OPTION_STRINGS:
+	case OPTION_ADDRESSES:
 		s = member(o, base);
 		for (size_t i = 0; i < s->count; i++)
 			free(s->items[i]);
@@ -557,6 +576,7 @@ json_t *option_json(const struct option_def *o, const void *base)
 	case OPTION_SWITCH: return number < 0 ? json_null() : json_boolean(number);
 	case OPTION_FOLDERS:
 	case OPTION_STRINGS:
+	case OPTION_ADDRESSES:
 		json = json_array();
 		for (size_t i = 0; i < s->count; i++)
 			json_array_append_new(json, string_json(s->items[i], strlen(s->items[i])));

@@ -43,6 +43,7 @@ struct process {
 
 struct processes {
 	struct loop *loop;
+	struct watches *watches; /* told of each child that was reaped */
 	rlim_t descriptor_limit;
 	struct process *all;
 };
@@ -162,11 +163,12 @@ void process_spec_env(struct process_spec *spec, const char *name, const char *v
 }
 
 /* The children of a loop. SIGCHLD must not be ignored, as it may have been by whoever started us: children would leave no status. */
-struct processes *processes_new(struct loop *loop, rlim_t descriptor_limit)
+struct processes *processes_new(struct loop *loop, rlim_t descriptor_limit, struct watches *watches)
 {
 	struct processes *set = mem_zalloc(sizeof *set);
 
 	set->loop = loop;
+	set->watches = watches;
 	set->descriptor_limit = descriptor_limit;
 	signal(SIGCHLD, SIG_DFL);
 	return set;
@@ -652,6 +654,8 @@ static void on_exited(evutil_socket_t fd, short what, void *data)
 		status = (struct process_status){.how = PROCESS_EXITED, .number = info.si_status};
 	else if (result == 0)
 		status = (struct process_status){.how = PROCESS_SIGNALED, .number = info.si_status};
+	if (result == 0)
+		watches_reaped(p->set->watches, p->pid, info.si_code != CLD_EXITED, info.si_status);
 	p->ended = true;
 	event_del(&p->exited);
 	if (!c) {

@@ -13,25 +13,41 @@
 
 /* A socket of c-ares. */
 struct server_socket {
-	struct resolver *resolver;
+	struct channel *channel;
 	struct event *event;
 	ares_socket_t fd;
 	struct server_socket *next;
 };
 
+/* One set of name servers. It lives as long as it is the current one or something is asked of it. */
+struct channel {
+	struct resolver *resolver;
+	ares_channel ares;
+	char *servers;            /* NULL: the system's */
+	bool retired;             /* new look-ups go elsewhere */
+	size_t lookups;           /* under way */
+	struct server_socket *sockets;
+	struct timer timeout;     /* c-ares' next */
+	struct channel *next;
+};
+
 struct resolver {
 	struct loop *loop;
-	ares_channel channel;
-	bool open;                /* channel is there */
-	struct server_socket *sockets;
-	struct timer timeout;
+	char *servers;            /* as set */
+	struct channel *channels;
+	size_t lookups;           /* of all of them */
+	struct timer sweep;       /* frees those that have ended: not while c-ares calls */
+	bool closing;             /* nobody is to be called any more */
 };
 
 struct lookup {
+	struct channel *channel;
 	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why);
 	void *data;
+	struct timer limit;
 	bool starting;            /* resolver_lookup has not returned yet */
 	bool done;                /* on_done was called or is not wanted */
+	bool answered;            /* c-ares is done with it */
 };
 
 /* What c-ares' codes are called in getaddrinfo's terms. */
@@ -53,40 +69,40 @@ static const struct {
 };
 
 /* Sets the timer for the earliest time-out that c-ares waits for. */
-static void arm(struct resolver *r)
+static void arm(struct channel *ch)
 {
-	struct timeval tv, *next = r->open ? ares_timeout(r->channel, NULL, &tv) : NULL;
+	struct timeval tv, *next = ares_timeout(ch->ares, NULL, &tv);
 
 	if (next)
-		timer_start(r->loop, &r->timeout, (uint64_t)next->tv_sec * 1000000000u + (uint64_t)next->tv_usec * 1000u);
+		timer_start(ch->resolver->loop, &ch->timeout, (uint64_t)next->tv_sec * 1000000000u + (uint64_t)next->tv_usec * 1000u);
 	else
-		timer_stop(r->loop, &r->timeout);
+		timer_stop(ch->resolver->loop, &ch->timeout);
 }
 
 /* A socket of c-ares is ready. */
 static void on_socket(evutil_socket_t fd, short what, void *data)
 {
 	struct server_socket *s = data;
-	struct resolver *r = s->resolver; /* s may go within the call */
+	struct channel *ch = s->channel; /* s may go within the call */
 
-	ares_process_fd(r->channel, what & EV_READ ? fd : ARES_SOCKET_BAD, what & EV_WRITE ? fd : ARES_SOCKET_BAD);
-	arm(r);
+	ares_process_fd(ch->ares, what & EV_READ ? fd : ARES_SOCKET_BAD, what & EV_WRITE ? fd : ARES_SOCKET_BAD);
+	arm(ch);
 }
 
 /* A query has waited long enough. */
 static void on_timeout(void *data)
 {
-	struct resolver *r = data;
+	struct channel *ch = data;
 
-	ares_process_fd(r->channel, ARES_SOCKET_BAD, ARES_SOCKET_BAD);
-	arm(r);
+	ares_process_fd(ch->ares, ARES_SOCKET_BAD, ARES_SOCKET_BAD);
+	arm(ch);
 }
 
 /* c-ares opens, changes its interest in, or closes a socket. */
 static void on_interest(void *data, ares_socket_t fd, int readable, int writable)
 {
-	struct resolver *r = data;
-	struct server_socket **at = &r->sockets, *s;
+	struct channel *ch = data;
+	struct server_socket **at = &ch->sockets, *s;
 
 	while (*at && (*at)->fd != fd)
 		at = &(*at)->next;
@@ -99,14 +115,47 @@ static void on_interest(void *data, ares_socket_t fd, int readable, int writable
 	if (!readable && !writable)
 		return;
 	s = mem_zalloc(sizeof *s);
-	s->resolver = r;
+	s->channel = ch;
 	s->fd = fd;
-	s->event = event_new(r->loop->base, fd, (short)((readable ? EV_READ : 0) | (writable ? EV_WRITE : 0) | EV_PERSIST), on_socket, s);
+	s->event = event_new(ch->resolver->loop->base, fd, (short)((readable ? EV_READ : 0) | (writable ? EV_WRITE : 0) | EV_PERSIST),
+		on_socket, s);
 	if (!s->event)
 		abort();
 	event_add(s->event, NULL);
-	s->next = r->sockets;
-	r->sockets = s;
+	s->next = ch->sockets;
+	ch->sockets = s;
+}
+
+/* Is it of no more use? One for servers of a single call goes with its last look-up. */
+static bool is_over(const struct channel *ch)
+{
+	return !ch->lookups && (ch->retired || ch->servers != ch->resolver->servers);
+}
+
+/* Frees a channel: what is under way there ends without a call. */
+static void channel_free(struct channel *ch)
+{
+	timer_stop(ch->resolver->loop, &ch->timeout);
+	ares_destroy(ch->ares);
+	if (ch->servers != ch->resolver->servers)
+		free(ch->servers);
+	free(ch);
+}
+
+/* Frees those that are over. */
+static void on_sweep(void *data)
+{
+	struct resolver *r = data;
+
+	for (struct channel **at = &r->channels; *at;) {
+		struct channel *ch = *at;
+		if (is_over(ch)) {
+			*at = ch->next;
+			channel_free(ch);
+		} else {
+			at = &ch->next;
+		}
+	}
 }
 
 /* Makes a resolver; nothing is opened yet. */
@@ -116,35 +165,93 @@ struct resolver *resolver_new(struct loop *loop)
 
 	ares_library_init(ARES_LIB_INIT_ALL);
 	r->loop = loop;
-	timer_init(&r->timeout, on_timeout, r);
+	timer_init(&r->sweep, on_sweep, r);
 	return r;
 }
 
-/* Ends the channel: what is under way is called back with ARES_EDESTRUCTION. */
-void resolver_reset(struct resolver *r)
+/* New servers: the channels there are, are left to what is under way. */
+void resolver_set_servers(struct resolver *r, const char *servers)
 {
-	if (!r->open)
-		return;
-	ares_channel channel = r->channel;
-	r->open = false;
-	timer_stop(r->loop, &r->timeout);
-	ares_destroy(channel);
+	for (struct channel *ch = r->channels; ch; ch = ch->next) {
+		if (ch->servers && ch->servers == r->servers)
+			ch->servers = mem_strdup(ch->servers);
+		ch->retired = true;
+	}
+	free(r->servers);
+	r->servers = servers ? mem_strdup(servers) : NULL;
+	if (r->channels)
+		timer_start(r->loop, &r->sweep, 0);
 }
 
 /* Frees the resolver. */
 void resolver_free(struct resolver *r)
 {
+	struct channel *ch;
+
 	if (!r)
 		return;
-	resolver_reset(r);
+	r->closing = true;
+	timer_stop(r->loop, &r->sweep);
+	while ((ch = r->channels)) {
+		r->channels = ch->next;
+		channel_free(ch);
+	}
 	ares_library_cleanup();
+	free(r->servers);
 	free(r);
+}
+
+/* The channel for some servers; NULL: it cannot be made. */
+static struct channel *find_channel(struct resolver *r, const char *servers)
+{
+	for (struct channel *ch = r->channels; ch; ch = ch->next)
+		if (!ch->retired && (ch->servers == servers || (ch->servers && servers && strcmp(ch->servers, servers) == 0)))
+			return ch;
+	struct channel *ch = mem_zalloc(sizeof *ch);
+	char order[] = "fb"; /* the hosts file, then the servers */
+	struct ares_options options = {.timeout = RESOLVER_TRY_MS, .tries = RESOLVER_TRIES, .lookups = order,
+		.sock_state_cb = on_interest, .sock_state_cb_data = ch};
+	ch->resolver = r;
+	timer_init(&ch->timeout, on_timeout, ch);
+	if (ares_init_options(&ch->ares, &options, ARES_OPT_TIMEOUTMS | ARES_OPT_TRIES | ARES_OPT_LOOKUPS | ARES_OPT_SOCK_STATE_CB) !=
+		ARES_SUCCESS) {
+		free(ch);
+		return NULL;
+	}
+	if (servers && ares_set_servers_ports_csv(ch->ares, servers) != ARES_SUCCESS) {
+		ares_destroy(ch->ares);
+		free(ch);
+		return NULL;
+	}
+	ch->servers = servers && servers != r->servers ? mem_strdup(servers) : r->servers;
+	if (!servers)
+		ch->servers = NULL;
+	ch->next = r->channels;
+	r->channels = ch;
+	return ch;
+}
+
+/* Tells the outcome, once. */
+static void conclude(struct lookup *lookup, const struct addr *addresses, size_t count, const char *code, const char *why)
+{
+	if (lookup->done)
+		return;
+	lookup->done = true;
+	timer_stop(lookup->channel->resolver->loop, &lookup->limit);
+	lookup->on_done(lookup->data, addresses, count, count ? NULL : code, count ? NULL : why);
+}
+
+/* It has taken too long; c-ares may go on for a while. */
+static void on_limit(void *data)
+{
+	conclude(data, NULL, 0, "EAI_AGAIN", "name servers do not answer");
 }
 
 /* c-ares' answer to one look-up. */
 static void on_answer(void *data, int status, int timeouts, struct ares_addrinfo *result)
 {
 	struct lookup *lookup = data;
+	struct channel *ch = lookup->channel;
 	const char *code = "EAI_FAIL", *why = "look-up failed";
 	struct addr *addresses = NULL;
 	size_t count = 0;
@@ -168,42 +275,52 @@ static void on_answer(void *data, int status, int timeouts, struct ares_addrinfo
 				code = failures[i].code;
 				why = failures[i].why;
 			}
-	if (!lookup->done) {
-		lookup->done = true;
-		lookup->on_done(lookup->data, addresses, count, count ? NULL : code, count ? NULL : why);
-	}
-	free(addresses);
 	if (result)
 		ares_freeaddrinfo(result);
+	lookup->answered = true;
+	if (ch->resolver->closing)
+		lookup->done = true;
+	timer_stop(ch->resolver->loop, &lookup->limit);
+	conclude(lookup, addresses, count, code, why);
+	free(addresses);
+	ch->lookups--;
+	ch->resolver->lookups--;
+	if (is_over(ch) && !ch->resolver->closing)
+		timer_start(ch->resolver->loop, &ch->resolver->sweep, 0);
 	if (!lookup->starting)
 		free(lookup);
 }
 
 /* Starts a look-up. */
-struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t port,
+struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t port, int family, const char *servers,
 	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why), void *data)
 {
-	struct ares_addrinfo_hints hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = ARES_AI_NUMERICSERV};
+	struct ares_addrinfo_hints hints = {.ai_family = family, .ai_socktype = SOCK_STREAM, .ai_flags = ARES_AI_NUMERICSERV};
 	char service[8];
 
-	if (!r->open) {
-		struct ares_options options = {.sock_state_cb = on_interest, .sock_state_cb_data = r};
-		if (ares_init_options(&r->channel, &options, ARES_OPT_SOCK_STATE_CB) != ARES_SUCCESS) {
-			on_done(data, NULL, 0, "EAI_FAIL", "cannot start the resolver");
-			return NULL;
-		}
-		r->open = true;
+	if (r->lookups >= RESOLVER_MAX_LOOKUPS) {
+		on_done(data, NULL, 0, "EAI_AGAIN", "too many look-ups are under way");
+		return NULL;
+	}
+	struct channel *ch = find_channel(r, servers ? servers : r->servers);
+	if (!ch) {
+		on_done(data, NULL, 0, "EAI_FAIL", "cannot start the resolver");
+		return NULL;
 	}
 	struct lookup *lookup = mem_zalloc(sizeof *lookup);
-	*lookup = (struct lookup){.on_done = on_done, .data = data, .starting = true};
+	*lookup = (struct lookup){.channel = ch, .on_done = on_done, .data = data, .starting = true};
+	timer_init(&lookup->limit, on_limit, lookup);
+	ch->lookups++;
+	r->lookups++;
 	snprintf(service, sizeof service, "%u", (unsigned)port);
-	ares_getaddrinfo(r->channel, host, service, &hints, on_answer, lookup);
-	arm(r);
-	if (lookup->done) {
+	ares_getaddrinfo(ch->ares, host, service, &hints, on_answer, lookup);
+	arm(ch);
+	if (lookup->answered) {
 		free(lookup);
 		return NULL;
 	}
 	lookup->starting = false;
+	timer_start(r->loop, &lookup->limit, RESOLVER_TIMEOUT_NS);
 	return lookup;
 }
 
@@ -211,6 +328,7 @@ struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t po
 void resolver_cancel(struct lookup *lookup)
 {
 	lookup->done = true;
+	timer_stop(lookup->channel->resolver->loop, &lookup->limit);
 }
 
 /* The hosts file alone. */

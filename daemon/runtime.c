@@ -69,8 +69,9 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 		return false;
 	}
 	r->conns = conns_new(r->loop, SIZE_MAX);
+	r->watches = watches_new(r->loop);
 	r->resolver = resolver_new(r->loop);
-	r->processes = processes_new(r->loop, descriptor_limit);
+	r->processes = processes_new(r->loop, descriptor_limit, r->watches);
 	r->tls = tls_contexts_new();
 	r->guard = guard_new(vm_on_overrun);
 	if (!r->guard) {
@@ -85,6 +86,15 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 /* Takes over limits. */
 void runtime_configure(struct runtime *r, const struct config *config)
 {
+	char *servers = NULL;
+
+	for (size_t i = 0; i < config->nameservers.count; i++) {
+		char *longer = mem_printf("%s%s%s", servers ? servers : "", servers ? "," : "", config->nameservers.items[i]);
+		free(servers);
+		servers = longer;
+	}
+	resolver_set_servers(r->resolver, servers);
+	free(servers);
 	r->conns->max_queued = config->max_queued;
 	guard_set_limit(r->guard, config->callback_time_ns);
 }
@@ -96,6 +106,7 @@ void runtime_close(struct runtime *r)
 	resolver_free(r->resolver);
 	processes_free(r->processes);
 	tls_contexts_free(r->tls);
+	watches_free(r->watches);
 	conns_free(r->conns);
 	if (r->loop && r->loop->timers)
 		timers_close(r->loop);
@@ -110,6 +121,7 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 	return (struct vm_options){
 		.loop = r->loop,
 		.conns = r->conns,
+		.watches = r->watches,
 		.resolver = r->resolver,
 		.processes = r->processes,
 		.guard = r->guard,

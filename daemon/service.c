@@ -229,6 +229,7 @@ static void take_ports(struct service *s, struct generation *g, struct listener 
 		struct port *p = mem_zalloc(sizeof *p);
 		p->l = open[i];
 		p->l->user = &g->acceptors[i];
+		g->receivers[i].l = p->l;
 		if (s->newest) /* at the start it has just been opened so */
 			listener_update(p->l, &g->config->listens[i]);
 		*end = p;
@@ -328,7 +329,6 @@ static void reload(struct service *s)
 	char status[160];
 	if (done) {
 		s->runtime.stats.reloads++;
-		resolver_reset(s->runtime.resolver);
 		snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)s->last_number);
 		log_info("reloaded: generation %llu serves", (unsigned long long)s->last_number);
 	} else {

@@ -1,7 +1,8 @@
-/* Stream sockets: see sock.h. */
+/* Sockets: see sock.h. */
 #include "sock.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
@@ -43,9 +44,15 @@ static const struct sock_option options[] = {
 	{"ip", "ttl", IPPROTO_IP, IP_TTL, false},
 	{"ip", "mtu_discover", IPPROTO_IP, IP_MTU_DISCOVER, false},
 	{"ip", "freebind", IPPROTO_IP, IP_FREEBIND, true},
+	{"ip", "multicast_ttl", IPPROTO_IP, IP_MULTICAST_TTL, false},
+	{"ip", "multicast_loop", IPPROTO_IP, IP_MULTICAST_LOOP, true},
+	{"ip", "multicast_all", IPPROTO_IP, IP_MULTICAST_ALL, true},
 	{"ipv6", "v6only", IPPROTO_IPV6, IPV6_V6ONLY, true},
 	{"ipv6", "tclass", IPPROTO_IPV6, IPV6_TCLASS, false},
 	{"ipv6", "unicast_hops", IPPROTO_IPV6, IPV6_UNICAST_HOPS, false},
+	{"ipv6", "multicast_hops", IPPROTO_IPV6, IPV6_MULTICAST_HOPS, false},
+	{"ipv6", "multicast_loop", IPPROTO_IPV6, IPV6_MULTICAST_LOOP, true},
+	{"ipv6", "multicast_all", IPPROTO_IPV6, IPV6_MULTICAST_ALL, true},
 };
 
 /* Opens a socket. */
@@ -208,4 +215,64 @@ int sock_listen(const struct addr *a, int backlog, bool reuse_port, int mode)
 		return -1;
 	}
 	return fd;
+}
+
+/* Is it the address of a group? */
+static bool is_group(const struct addr *a)
+{
+	if (a->any.sa_family == AF_INET)
+		return IN_MULTICAST(ntohl(a->in.sin_addr.s_addr));
+	return a->any.sa_family == AF_INET6 && IN6_IS_ADDR_MULTICAST(&a->in6.sin6_addr);
+}
+
+/* Sets a datagram socket up and binds it. Other than for streams SO_REUSEADDR would let anyone take over a port that is in use. */
+static int bind_datagram(int fd, const struct addr *a, bool reuse_port)
+{
+	bool ipv6 = a->any.sa_family == AF_INET6;
+
+	if (set_int(fd, SOL_SOCKET, SO_BROADCAST, 1) < 0)
+		return -1;
+	if (is_group(a) && set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) < 0)
+		return -1;
+	if (reuse_port && set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
+		return -1;
+	if (ipv6 && set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1) < 0)
+		return -1;
+	if (set_int(fd, ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, ipv6 ? IPV6_RECVERR : IP_RECVERR, 1) < 0)
+		return -1;
+	return bind(fd, &a->any, a->length);
+}
+
+/* Opens and binds. */
+int sock_datagram(const struct addr *a, bool reuse_port)
+{
+	int fd = socket(a->any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd >= 0 && bind_datagram(fd, a, reuse_port) < 0) {
+		int saved = errno;
+		close(fd);
+		errno = saved;
+		return -1;
+	}
+	return fd;
+}
+
+/* Duplicates. */
+int sock_duplicate(int fd)
+{
+	return fcntl(fd, F_DUPFD_CLOEXEC, 3);
+}
+
+/* Groups. */
+int sock_multicast(int fd, enum sock_multicast what, const struct addr *group, unsigned interface)
+{
+	if (group->any.sa_family == AF_INET) {
+		static const int numbers[] = {IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP, IP_MULTICAST_IF};
+		struct ip_mreqn request = {.imr_multiaddr = group->in.sin_addr, .imr_ifindex = (int)interface};
+		return setsockopt(fd, IPPROTO_IP, numbers[what], &request, sizeof request);
+	}
+	if (what == MULTICAST_SEND)
+		return set_int(fd, IPPROTO_IPV6, IPV6_MULTICAST_IF, (int)interface);
+	struct ipv6_mreq request = {.ipv6mr_multiaddr = group->in6.sin6_addr, .ipv6mr_interface = interface};
+	return setsockopt(fd, IPPROTO_IPV6, what == MULTICAST_JOIN ? IPV6_ADD_MEMBERSHIP : IPV6_DROP_MEMBERSHIP, &request, sizeof request);
 }

@@ -57,6 +57,38 @@ function Skeleton:proxy_completed()
   em.log.info("%d bytes relayed", self:get_proxied_bytes())
 end
 
+--- Of em.watch only: the descriptor is ready, again in each turn. The same names with true or false say which of the two are wanted.
+function Skeleton:notify_readable()
+  self:notify_readable(false)
+end
+
+function Skeleton:notify_writable()
+  self:notify_writable(false)
+end
+
+--- Of em.watch_file only: the bytes have changed, or in a folder the entry `name`; the file has another name; it is gone.
+function Skeleton:file_modified(name)
+  em.log.info("%s has changed: %s", self.path, name or "itself")
+end
+
+function Skeleton:file_moved()
+  em.log.info("%s has moved", self.path)
+end
+
+function Skeleton:file_deleted()
+  em.log.info("%s is gone", self.path)
+end
+
+--- Of em.watch_process only. status is { exited = n } or { signaled = n }, and nil where the process is no child of ours.
+function Skeleton:process_exited(status)
+  em.log.info("process %d has ended with %s", self.pid, status and (status.exited or status.signaled) or "?")
+end
+
+--- On a datagram socket: a datagram to that host and port did not go or did not arrive. The socket stays open.
+function Skeleton:send_error(message, code, host, port)
+  em.log.info("nothing goes to %s %d: %s (%s)", host, port, message, code)
+end
+
 --- The end: exactly once, last. err is nil when all is well, else a code such as "ECONNRESET"; why says it in words.
 function Skeleton:unbind(err, why)
   connections = connections - 1

@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "addr.h"
+#include "adopt.h"
 #include "config.h"
 #include "loop.h"
 #include "timer.h"
@@ -34,6 +35,8 @@ struct conn_events {
 	void (*on_eof)(struct conn *c);     /* the peer sends no more; the user decides how to go on */
 	void (*on_drained)(struct conn *c); /* output fell to low water after conn_send had said SEND_FULL */
 	void (*on_flushed)(struct conn *c); /* all output has been handed to the kernel; NULL: not wanted */
+	/* A watched descriptor is ready (see conn_watch); NULL where there are none. */
+	void (*on_ready)(struct conn *c, bool readable, bool writable);
 	void (*on_end)(struct conn *c);     /* see end_code, end_why; the descriptor is still open; c is freed afterwards */
 };
 
@@ -48,6 +51,28 @@ struct conn_filter {
 	void (*free)(struct conn *c);
 };
 
+/*
+ * Output that is made when there is room for it, such as a file's. It has its place in the order of sending: what is sent after it waits
+ * behind it. A part of its maker's struct, which lives until on_end.
+ */
+struct conn_source {
+	/* Adds at most about that many bytes; makes it known with made that these were the last. Ends c where it cannot go on. */
+	void (*fill)(struct conn *c, struct conn_source *s, struct evbuffer *to, size_t room);
+	bool (*broken)(struct conn_source *s); /* can it not keep to what it has added? Asked when a write moves nothing */
+	/* All of it is with the kernel (why NULL), or c ends with that code (NULL: orderly) and why. Once, last; frees s. */
+	void (*on_end)(struct conn *c, struct conn_source *s, const char *code, const char *why);
+	bool weightless;        /* what it adds takes no memory; set before it adds the first byte */
+	bool begun, made;       /* it was asked; it has added all */
+	/* The rest is conn's. */
+	bool placed;            /* last is final */
+	uint64_t first, last;   /* its bytes in the count of bytes_out: from, up to */
+	struct evbuffer *behind; /* sent since, until it is made; NULL: nothing */
+	struct conn_source *next;
+};
+
+/* Why a connection ends whose file did not keep to its length: with EIO. */
+#define CONN_CUT_SHORT "a file was cut short while it was streamed"
+
 /* Where the plain input of a connection goes instead of to its user, and who feeds its output: relay.c. Each gets the connection that
  * something happened to. */
 struct conn_tap {
@@ -57,6 +82,15 @@ struct conn_tap {
 	void (*input_eof)(struct conn *c);          /* on a source: the peer sends no more */
 	void (*wrote)(struct conn *c, bool moved);  /* on a target: its output has been seen to; were there bytes? */
 	void (*ended)(struct conn *c);              /* on either: its user has had on_end, it is about to be freed */
+};
+
+/* What moves something else than a stream between descriptor and user: datagrams. Each is called for its own connection alone. */
+struct conn_transport {
+	void (*readable)(struct conn *c);            /* input; where c->reading is READING_ERRORS, at most an error */
+	size_t (*flush)(struct conn *c);             /* writes what it can; how many items went. Calls back about what could not go */
+	bool (*pending)(const struct conn *c);       /* does anything still wait to be sent? */
+	void (*watch_room)(struct conn *c, bool on); /* waits for room, which it answers by conn_transport_room */
+	void (*free)(struct conn *c);
 };
 
 /*
@@ -78,6 +112,7 @@ enum send_result {
 	SEND_FULL,   /* queued, above high water: wait for on_drained */
 	SEND_CLOSED, /* not queued: closing or closed */
 	SEND_SHUT,   /* not queued: our side was closed for writing */
+	SEND_UNABLE, /* not queued: it stands for a watch and carries no bytes */
 };
 
 /* How the descriptor is watched for input. */
@@ -92,6 +127,8 @@ struct conn {
 	struct evbuffer *plain;      /* with a filter: what it has not taken yet, else NULL */
 	const struct conn_filter *filter; /* NULL: none */
 	void *filter_data;           /* the filter's */
+	const struct conn_transport *transport; /* NULL: a stream */
+	void *transport_data;        /* the transport's */
 	const struct conn_keeper *keeper; /* NULL: nobody */
 	void *keeper_data;           /* the keeper's */
 	const struct conn_tap *tap;  /* of relay and feeder; NULL where there never was one */
@@ -100,6 +137,10 @@ struct conn {
 	uint64_t relayed;            /* bytes that the relay has taken, since it was put in place */
 	struct event read_event;
 	int fd;                      /* -1 while connecting */
+	struct adopted *adopted;     /* what fd is where it was adopted, else NULL */
+	struct timer *always;        /* rings while fd, which the poller refuses, is waited for; NULL: the poller tells */
+	bool watch_only;             /* no bytes: stands for a watch, on fd or on something else */
+	bool notify_readable, notify_writable; /* of a watched fd: what on_ready is wanted for */
 	enum conn_state state;
 	enum conn_reading reading;
 	bool is_socket;              /* else a pipe or a terminal: read instead of recv */
@@ -121,8 +162,13 @@ struct conn {
 	uint64_t last_io_ns;         /* when a byte last moved */
 	uint64_t opened_ns;
 	uint64_t bytes_in, bytes_out;
-	size_t queued;               /* bytes in output and plain */
-	size_t wire_queued;          /* of them in output */
+	size_t queued;               /* bytes in output and plain, and behind sources */
+	size_t wire_queued;          /* of them in output; with a transport: items that could be written now */
+	size_t weightless;           /* of those the ones that take no memory */
+	size_t weight;               /* bytes queued that do take memory */
+	size_t behind;               /* bytes behind sources */
+	struct conn_source *sources, *last_source; /* in the order of sending, until all of each is with the kernel */
+	struct conn_source *filling; /* the first that is not made, NULL: none */
 	struct timer idle;           /* checks last_io_ns, re-arms for the rest */
 	struct timer deadline;       /* connecting, or flushing and lingering */
 	const char *end_code;        /* symbol such as "ECONNRESET", NULL for an orderly end; static */
@@ -155,9 +201,30 @@ struct conn *conn_new(struct conns *conns, const struct flow *flow, const struct
 /* Gives it its descriptor, which it owns from now on: it is open, input flows, what was queued is sent. peer may be NULL. */
 void conn_open(struct conn *c, int fd, const struct addr *peer);
 
+/* The same for a descriptor that comes from outside; a is copied. One direction alone will do. */
+void conn_adopt(struct conn *c, const struct adopted *a);
+
+/* Makes a new connection one that stands for a watch: it can be ended and tells of that, and carries no bytes. fd >= 0 is a descriptor,
+ * which stays its owner's, to be watched for readiness; -1: whatever is watched is not conn's business. */
+void conn_watch(struct conn *c, int fd);
+
+/* What a watched descriptor's on_ready is called for, in each turn as long as it is ready. */
+void conn_notify(struct conn *c, bool readable, bool writable);
+
+/* Takes the descriptor out of the loop and returns it; the connection ends with "detached", what was queued is dropped. -1 with errno where
+ * it cannot be had: ENOTCONN (none yet, or ended), EOPNOTSUPP (TLS or a child has a part in it). */
+int conn_detach(struct conn *c) __attribute__((warn_unused_result));
+
+/* Is the descriptor in use by the loop already? */
+bool conn_fd_watched(const struct conns *conns, int fd);
+
 /* Queues bytes (copied). Over max_outbound the connection ends with ELIMIT. */
 enum send_result conn_send(struct conn *c, const void *bytes, size_t length);
 
+/* Queues a source, which c has until its on_end; not if the answer is SEND_CLOSED or SEND_SHUT. Its bytes count as queued as far as
+ * they are in the output (at most 256 KiB), but against no limit where they take no memory. While sources are left, the linger time
+ * begins anew with each piece. */
+enum send_result conn_send_source(struct conn *c, struct conn_source *s);
 /* The same for bytes that a relay passes on: it keeps a bound of its own in the place of max_outbound, and on_drained is not owed. */
 enum send_result conn_pass(struct conn *c, const void *bytes, size_t length);
 
@@ -201,6 +268,14 @@ void conn_flush_now(struct conn *c);
 
 /* The errno that the socket has pending, 0 if none. The connection's end is told it too. */
 int conn_error(struct conn *c);
+
+/* Makes it the user of a transport instead of a stream; before conn_open. */
+void conn_set_transport(struct conn *c, const struct conn_transport *transport, void *data);
+
+/* For transports: what waits to be sent has changed; there is something to be done at the turn's end; there is room for output again. */
+void conn_transport_queued(struct conn *c, size_t bytes, size_t items);
+void conn_transport_dirty(struct conn *c);
+void conn_transport_room(struct conn *c);
 
 /* Is it still good for sending? */
 static inline bool conn_usable(const struct conn *c)

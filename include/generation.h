@@ -24,6 +24,16 @@ struct dialer {
 	bool stopped;         /* dials no more */
 };
 
+/* A listen block of datagrams: keeps an instance of its handler on the listener's socket. */
+struct receiver {
+	struct generation *generation;
+	const struct listen_conf *conf;
+	struct listener *l;   /* set by whoever keeps the listeners */
+	struct lua_conn *lc;  /* NULL: none now */
+	struct timer retry;
+	bool stopped;         /* makes no more */
+};
+
 /* A configuration that several generations may share. */
 struct shared_config {
 	struct config *config;
@@ -37,6 +47,7 @@ struct generation {
 	struct config *config;           /* shared's */
 	struct vm *vm;
 	struct lua_acceptor *acceptors;  /* one a listen block, in the config's order */
+	struct receiver *receivers;      /* one a listen block, in use for udp:// alone */
 	struct dialer *dialers;          /* one a connect block */
 	struct timer deadline;           /* the end of a retired one's connections */
 	bool exhausted;                  /* its memory is full */
@@ -56,7 +67,7 @@ struct generation *generation_new(struct runtime *runtime, struct shared_config 
 /* Frees one whose connections have all ended. */
 void generation_free(struct generation *g);
 
-/* Begins to serve: next-ticks run, connect blocks dial. The dialers of unchanged blocks take over the connections of before (or NULL). */
+/* Begins to serve: next-ticks run, datagrams are received, connect blocks dial. The dialers of unchanged blocks take over the connections of before (or NULL). */
 void generation_start(struct generation *g, struct generation *before);
 
 /* Has a newer one taken its place: no more dialling, no timers of its own, its servers are left to the heir (or closed). Its
@@ -66,7 +77,7 @@ void generation_retire(struct generation *g, struct generation *heir);
 /* Ends its connections for that reason. code NULL: orderly. */
 void generation_end(struct generation *g, const char *code, const char *why);
 
-/* Ends dialling, for a stop. */
+/* Ends dialling and receiving datagrams, for a stop. */
 void generation_stop_dialling(struct generation *g);
 
 /* Connections that came in by a listener. */

@@ -34,6 +34,7 @@ struct listener {
 	bool starved;                /* waits for retry */
 	bool watched;                /* accepting */
 	bool busy;                   /* in its batch: must not be freed */
+	bool datagrams;              /* nothing to accept: it keeps the socket for those who receive on a duplicate of it */
 	struct timer retry;
 	uint64_t told_ns;            /* when the log last heard of starvation */
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer); /* takes fd over */
@@ -43,6 +44,12 @@ struct listener {
 /* Opens a listener as its block says. NULL with errno and the reason in *why (caller frees): "listen tcp://…: Address already in use". */
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
+
+/* The same on a descriptor that listens already, which becomes the listener's; only conf's limits count, its URL is a name. */
+struct listener *listener_adopt(struct loop *loop, const struct listen_conf *conf, int fd,
+	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
+/* Binds (and for streams listens) as a block says: the descriptor, or -1 with errno and the reason in *why (caller frees). */
+int listener_bind(const struct listen_conf *conf, struct addr *a, char **why) __attribute__((warn_unused_result));
 
 /* Takes over the options that may change while it is open: limits, backlog, permissions. */
 void listener_update(struct listener *l, const struct listen_conf *conf);

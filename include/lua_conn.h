@@ -9,6 +9,7 @@
 #include "lua_vm.h"
 #include "process.h"
 #include "tls_filter.h"
+#include "udp.h"
 
 /* What a handler becomes when connections are made of it: references into the registry. */
 struct lua_class {
@@ -48,6 +49,11 @@ struct lua_conn {
 	uint64_t connect_timeout_ns;
 	struct lua_timer *timers;   /* its own, cancelled at unbind */
 	void (*cancel_timers)(struct lua_conn *lc);
+	struct lua_sending *sendings; /* datagrams that wait for their destination's address, given up at unbind */
+	void (*cancel_sendings)(struct lua_conn *lc);
+	char *listens;              /* URL of a datagram server as it was asked for; NULL: it is none */
+	const char *end_code;       /* of the last connection, for on_unbound */
+	bool end_used;              /* a byte or datagram had moved on it */
 	struct lua_conn_names *names; /* after the end */
 	void (*on_unbound)(struct lua_conn *lc, void *data); /* for who made it in C; NULL: nobody */
 	void *on_unbound_data;
@@ -83,8 +89,16 @@ void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);
 /* Calls initialize with the table of arguments at args (0: none), post_init, and function (0: none); errors end the connection. */
 void lua_conn_begin(lua_State *L, struct lua_conn *lc, int args, int count, int function);
 
+/* Pushes what send_data returns for that answer: true, false, or nil, message, code. The value is the number of results. */
+int lua_conn_push_sent(lua_State *L, enum send_result result);
+
+/* Pushes self and its method of that name; false if there is none (nothing is pushed then). */
+bool lua_conn_push_method(lua_State *L, struct lua_conn *lc, const char *name);
 /* Calls the callback of that name, which takes no arguments. False where the handler has none, or after an error. */
 bool lua_conn_call(struct lua_conn *lc, const char *callback);
+
+/* Keeps the addresses of its connection for those who ask later. */
+void lua_conn_keep_names(struct lua_conn *lc);
 
 /* Pushes em's emit(object, event, ...). */
 void lua_conn_push_emit(lua_State *L);
@@ -100,6 +114,9 @@ struct lua_accepted {
 	void *server;
 	struct lua_conn *lc;
 };
+
+/* What datagram sockets tell. */
+extern const struct udp_events lua_conn_udp_events;
 
 /* What TLS tells of connections. */
 extern const struct tls_events lua_conn_tls_events;

@@ -25,6 +25,9 @@ struct lua_conn;
 struct lua_server;
 struct lua_signal;
 struct lua_timer;
+struct watches;
+struct socket_inheritance;
+struct lua_lookup;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
 struct vm_subject {
@@ -45,6 +48,7 @@ struct vm_host {
 struct vm_options {
 	struct loop *loop;
 	struct conns *conns;
+	struct watches *watches;
 	struct resolver *resolver;
 	struct processes *processes;
 	struct guard *guard;
@@ -92,6 +96,8 @@ struct vm {
 	int metas_ref;         /* class -> metatable of its instances */
 	int handlers_ref;      /* name -> handler */
 	struct inheritance *inherited; /* listeners of the generation before, see lua_net.c */
+	struct socket_inheritance *inherited_sockets; /* and its datagram sockets, see lua_udp.c */
+	struct lua_lookup *lookups; /* of names, under way, see lua_dns.c */
 };
 
 /* The VM of a Lua thread. */

@@ -25,6 +25,7 @@ enum option_type {
 	OPTION_KEEPALIVE,   /* int: -1 off, 0 on, else seconds */
 	OPTION_MODE,        /* int: permissions, -1: none */
 	OPTION_ADDRESS,     /* char *, "host" or "host:port" with a numeric host */
+	OPTION_ADDRESSES,   /* struct strings, each "host" or "host:port" with a numeric host */
 	OPTION_PEM,         /* char *: PEM text, or a path relative to the file */
 	OPTION_HOSTNAME,    /* char *; NULL: none said, "": false */
 	OPTION_STRINGS,     /* struct strings */

@@ -17,6 +17,7 @@
 #include "conn.h"
 #include "loop.h"
 #include "privs.h"
+#include "watch.h"
 
 #define PROCESS_TERM_NS 500000000u     /* from the end of the connection to TERM */
 #define PROCESS_KILL_NS 1000000000u    /* from TERM to KILL */
@@ -63,8 +64,9 @@ struct process_events {
 };
 
 /* The children of a loop. Ours get descriptor_limit as soft RLIMIT_NOFILE: what we have raised for ourselves is not for them.
- * processes_free kills those that are left. */
-struct processes *processes_new(struct loop *loop, rlim_t descriptor_limit) __attribute__((warn_unused_result));
+ * processes_free kills those that are left. watches hears of each child's end. */
+struct processes *processes_new(struct loop *loop, rlim_t descriptor_limit, struct watches *watches)
+	__attribute__((warn_unused_result));
 void processes_free(struct processes *set);
 
 /* Starts a child: NULL with a reason (caller frees) and errno. Of ours it inherits nothing but the environment, the limits, standard

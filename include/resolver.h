@@ -1,5 +1,5 @@
 /*
- * Names to addresses by c-ares: hosts file first, never blocking.
+ * Names to addresses by c-ares: hosts file first, then the name servers; UDP, and TCP where an answer is cut short. Never blocking.
  */
 #ifndef REACTORD_RESOLVER_H
 #define REACTORD_RESOLVER_H
@@ -10,6 +10,11 @@
 #include "addr.h"
 #include "loop.h"
 
+#define RESOLVER_MAX_LOOKUPS 10000        /* under way at once; one more fails with EAI_AGAIN */
+#define RESOLVER_TIMEOUT_NS 20000000000u  /* for a whole look-up */
+#define RESOLVER_TRY_MS 2000              /* for the first question to a server; doubled with each round */
+#define RESOLVER_TRIES 3                  /* questions to each server */
+
 struct resolver;
 struct lookup;
 
@@ -18,13 +23,14 @@ struct resolver *resolver_new(struct loop *loop) __attribute__((warn_unused_resu
 /* Look-ups still under way are dropped without a call. */
 void resolver_free(struct resolver *r);
 
-/* Forgets servers and settings; the next look-up reads /etc/resolv.conf and /etc/hosts anew. Look-ups under way end with EAI_AGAIN. */
-void resolver_reset(struct resolver *r);
+/* Sets the name servers, as "127.0.0.1:5353,[::1]:53" (copied); NULL: those of /etc/resolv.conf, which the next look-up reads anew.
+ * Look-ups under way go on with the old ones. */
+void resolver_set_servers(struct resolver *r, const char *servers);
 
-/* Looks host up for TCP. on_done comes once, perhaps before this function returns: addresses in order of preference with count > 0, or
+/* Looks host up. family: AF_INET, AF_INET6, or AF_UNSPEC for both. servers: other ones than those set, or NULL. on_done comes once, perhaps before this function returns: addresses in order of preference with count > 0, or
  * count 0 with code ("EAI_NONAME", "EAI_AGAIN", …) and why, both static. The addresses are valid during the call. Returns a handle for
  * resolver_cancel, or NULL when on_done has been called already. */
-struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t port,
+struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t port, int family, const char *servers,
 	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why), void *data)
 	__attribute__((warn_unused_result));
 

@@ -13,11 +13,13 @@
 #include "resolver.h"
 #include "stats.h"
 #include "tls.h"
+#include "watch.h"
 
 struct runtime {
 	struct stats stats;
 	struct loop *loop;
 	struct conns *conns;
+	struct watches *watches;
 	struct resolver *resolver;
 	struct processes *processes;
 	struct guard *guard;

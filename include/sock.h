@@ -1,5 +1,5 @@
 /*
- * Stream sockets: made, bound, tuned. Every descriptor is close-on-exec and non-blocking. Functions return -1 with errno
+ * Sockets: made, bound, tuned. Every descriptor is close-on-exec and non-blocking. Functions return -1 with errno
  * on failure unless they say otherwise.
  */
 #ifndef REACTORD_SOCK_H
@@ -46,5 +46,16 @@ int sock_option_get(int fd, const struct sock_option *option, int *value) __attr
 /* A listening socket. A Unix path that is left over from a dead server is replaced; EADDRINUSE where a live one listens or
  * the path is no socket. mode: permissions of the socket file, -1 by umask. */
 int sock_listen(const struct addr *a, int backlog, bool reuse_port, int mode) __attribute__((warn_unused_result));
+
+/* A bound datagram socket, which may broadcast and tells of every destination that could not be reached. Sharing its port is what
+ * reuse_port and multicast addresses are for; else a port that is in use is EADDRINUSE. */
+int sock_datagram(const struct addr *a, bool reuse_port) __attribute__((warn_unused_result));
+
+/* Another descriptor of the same socket. */
+int sock_duplicate(int fd) __attribute__((warn_unused_result));
+
+/* Joins a group on an interface by its index (0: the system picks one), leaves it, or sends to groups by that interface. */
+enum sock_multicast { MULTICAST_JOIN, MULTICAST_LEAVE, MULTICAST_SEND };
+int sock_multicast(int fd, enum sock_multicast what, const struct addr *group, unsigned interface) __attribute__((warn_unused_result));
 
 #endif

@@ -25,6 +25,10 @@
 	X(bytes_in, counter, "bytes received")                                               \
 	X(bytes_out, counter, "bytes sent")                                                  \
 	X(bytes_relayed, counter, "bytes passed on by relays")                               \
+	X(datagrams_in, counter, "datagrams received")                                       \
+	X(datagrams_out, counter, "datagrams sent")                                          \
+	X(datagrams_failed, counter, "datagrams that could not be sent or delivered")        \
+	X(datagrams_dropped, counter, "of them those that met a full queue")                 \
 	X(bytes_queued, gauge, "bytes waiting to be sent")                                   \
 	X(callbacks, counter, "callbacks entered")                                           \
 	X(handler_errors, counter, "errors raised in callbacks")                             \
