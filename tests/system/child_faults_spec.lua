@@ -74,7 +74,9 @@ describe("a child", function()
     t.until_true(function() return #s:said() == 4 end)
     local said = s:said()
     table.sort(said)
-    assert.same({ "plain nil closed signaled 15", "reader nil closed exited 3", "stopped nil closed signaled 9", "tidy nil closed exited 4" }, said)
+    assert.same({
+      "plain nil closed signaled 15", "reader nil closed exited 3", "stopped nil closed signaled 9", "tidy nil closed exited 4",
+    }, said)
   end)
 
   it("that closes its output and lives on keeps its connection, and its status is waited for", function()
@@ -263,7 +265,11 @@ describe("a child", function()
   it("of an older generation stays with its code, and goes with it", function()
     local s = serve(handler, { config = "reload_timeout = 1\n" })
     s:eval [[ x.start("cat", "cat") x.start("sleep", "sleep 1000") x.cat = x.children.cat
-      function x.cat:receive_data(data) x.say("old code", data) self:send_data("again") function self:receive_data(d) x.say("and", d) end end ]]
+      function x.cat:receive_data(data)
+        x.say("old code", data)
+        self:send_data("again")
+        function self:receive_data(d) x.say("and", d) end
+      end ]]
     t.write("h.lua", [[ require("em").log.info("new code") return {} ]])
     local mark = s.d:mark()
     s.d:signal("HUP")
@@ -299,7 +305,8 @@ describe("a child", function()
   it("is known to one that was started without standard descriptors, or with SIGCHLD ignored", function()
     t.write("s.lua", ([[
       local em = require "em"
-      em.system("sh", "-c", "cat; echo out; echo err >&2; exit 9", { stderr = "merge" }, function(child) child:send_data("in ") child:close_write() end,
+      em.system("sh", "-c", "cat; echo out; echo err >&2; exit 9", { stderr = "merge" },
+        function(child) child:send_data("in ") child:close_write() end,
         function(output, status) local f = io.open(%q, "w") f:write(output, status.exited) f:close() end)
     ]]):format(t.path("said")))
     for _, redirections in ipairs { "<&- >&- 2>&-", "<&-", ">&-", "2>&-", "<&- 2>&-" } do
@@ -319,6 +326,25 @@ describe("a child", function()
     local before = s.d:wakeups()
     t.sys.sleep(0.5)
     assert.is_true(s.d:wakeups() - before <= 1)
+  end)
+
+  it("is fed a file without Lua; one that leaves in the middle fails the stream and not itself", function()
+    t.write("file", ("x"):rep(3000000))
+    local s = serve(handler)
+    s:eval [[
+      local wc = x.start("wc", "wc -c")
+      wc:stream_file_data(x.path "file"):callback(function() x.say("streamed") end)
+      wc:close_write()
+      local leaves = x.start("leaves", { "sh", "-c", "head -c 10; echo end" })
+      leaves:stream_file_data(x.path "file"):errback(function(why) x.say("stream: " .. why) x.sent = select(3, leaves:send_data("x")) end)
+    ]]
+    t.until_true(function() return #s:said() == 4 end)
+    local said = s:said()
+    table.sort(said)
+    assert.same({ "leaves nil eof exited 0", "stream: Broken pipe", "streamed", "wc nil eof exited 0" }, said)
+    assert.equal("3000000\n", s:eval "return x.children.wc.last")
+    assert.equal("xxxxxxxxxxend\n", s:eval "return x.children.leaves.last")
+    assert.equal("EPIPE", s:eval "return x.sent")
   end)
 
   it("of a relay carries bytes without Lua, and its end", function()

@@ -182,7 +182,8 @@ describe("popen", function()
     ]]):format(t.path("here"), t.path("here")), { env = { OURS = "ours", GONE = "gone", NOTIFY_SOCKET = "@x", LISTEN_FDS = "0",
       LISTEN_PID = "1", WATCHDOG_USEC = "1" } })
     for _, wanted in ipairs {
-      'env out="given 5 ours .\\', 'ours out="ours\\', 'cwd out="/usr\\', 'relative out="prog in ' .. t.path("here") .. "\\", 'service out=".\\',
+      'env out="given 5 ours .\\', 'ours out="ours\\', 'cwd out="/usr\\', 'service out=".\\',
+      'relative out="prog in ' .. t.path("here") .. "\\",
     } do
       has(lines, out, wanted)
     end
