@@ -319,6 +319,7 @@ void generation_retire(struct generation *g, struct generation *heir)
 /* Ends what is connected. */
 void generation_end(struct generation *g, const char *code, const char *why)
 {
+	g->vm->closing = g->vm->retired;
 	for (struct lua_conn *lc = g->vm->conns; lc; lc = lc->next)
 		conn_end(lc->c, code, why);
 }

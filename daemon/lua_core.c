@@ -39,8 +39,10 @@ static int l_stop(lua_State *L)
 {
 	struct vm *vm = vm_of(L);
 	double drain = -1;
-	lua_Integer status = 0;
+	lua_Integer status = -1;
 
+	if (vm->loading)
+		return luaL_error(L, "the process cannot be stopped while handlers load");
 	if (!lua_isnoneornil(L, 1)) {
 		static const char *const names[] = {"drain", "status", NULL};
 		lua_settop(L, 1);
@@ -80,10 +82,12 @@ static int l_stopping(lua_State *L)
 	return 1;
 }
 
-/* reactor_running() */
+/* reactor_running(): not while handlers load, nor in a script's body outside of em.run. */
 static int l_reactor_running(lua_State *L)
 {
-	lua_pushboolean(L, !vm_of(L)->loading);
+	struct vm *vm = vm_of(L);
+
+	lua_pushboolean(L, !vm->loading && (L != vm->body || vm->in_run));
 	return 1;
 }
 
@@ -129,9 +133,9 @@ static int l_add_shutdown_hook(lua_State *L)
 /* Handler of protect: adds the traceback. */
 static int on_error(lua_State *L)
 {
-	const char *message = luaL_tolstring(L, 1, NULL);
-
-	luaL_traceback(L, L, message, 1);
+	lua_settop(L, 1);
+	vm_error_text(L);
+	luaL_traceback(L, L, lua_tostring(L, -1), 1);
 	return 1;
 }
 
@@ -143,14 +147,15 @@ static int protect_done(lua_State *L, int status, lua_KContext context)
 	(void)context;
 	if (status != LUA_OK && status != LUA_YIELD && !vm->overrun) { /* a callback that is being stopped is reported as a whole */
 		struct lua_conn *lc = lua_conn_test(L, 1);
-		vm_report(vm, lc ? &lc->subject : NULL, lua_tostring(L, 2), lua_tostring(L, -1));
+		struct vm_subject *whose = lc ? &lc->subject : vm->call ? vm->call->subject : NULL;
+		vm_report(vm, whose, lua_tostring(L, 2), lua_tostring(L, -1));
 	}
 	lua_pushboolean(L, status == LUA_OK || status == LUA_YIELD);
 	return 1;
 }
 
-/* protect(object, name, fn, ...): calls fn(...); an error in it is reported as that of the callback `name` of object. True if there was
- * none. */
+/* protect(object, name, fn, ...): calls fn(...); an error in it is reported as that of the callback `name` of object, or if that is no
+ * connection of whom the running callback belongs to. True if there was none. */
 static int l_protect(lua_State *L)
 {
 	luaL_checkstring(L, 2);
@@ -180,6 +185,7 @@ static int l_set_run(lua_State *L)
 /* wait_stop(): suspends the body until the loop has stopped. */
 static int l_wait_stop(lua_State *L)
 {
+	vm_of(L)->waiting = true;
 	return lua_yield(L, 0);
 }
 
@@ -325,26 +331,30 @@ static void resume_body(lua_State *L, int arguments)
 {
 	struct vm *vm = vm_of(L);
 	lua_State *co = vm->body;
-	int results = 0, status = vm_resume(L, co, arguments, &results);
+	int results = 0;
 
-	if (status == LUA_YIELD && !vm->overrun) {
+	vm->waiting = false;
+	int status = vm_resume(L, co, arguments, &results);
+	if (status == LUA_YIELD && vm->waiting && !vm->overrun) {
 		lua_pop(co, results);
 		return;
 	}
+	lua_rawgeti(L, LUA_REGISTRYINDEX, vm->body_ref); /* co lives until this function has returned */
+	vm_unref(vm, &vm->body_ref);
 	vm->body = NULL;
 	vm->in_run = false;
 	if (status != LUA_OK) {
-		if (status == LUA_YIELD)
-			lua_pushliteral(L, "script stopped: it ran longer than callback_time");
-		else
+		if (status != LUA_YIELD)
 			lua_xmove(co, L, 1);
-		luaL_tolstring(L, -1, NULL);
+		else
+			lua_pushstring(L, vm->overrun ? "script stopped: it ran longer than callback_time"
+						      : "attempt to yield from outside a coroutine");
+		vm_error_text(L);
 		luaL_traceback(L, co, lua_tostring(L, -1), 0);
 		vm_report(vm, NULL, "script", lua_tostring(L, -1));
 		if (!vm->overrun)
 			vm_reset(L, co);
 	}
-	vm_unref(vm, &vm->body_ref);
 }
 
 /* A script to start. */
@@ -375,6 +385,10 @@ static int script_body(lua_State *L)
 	if (luaL_loadfilex(co, s->path, "t") != LUA_OK) {
 		vm->body = NULL;
 		lua_xmove(co, L, 1);
+		if (strncmp(lua_tostring(L, -1), "attempt to load", 15) == 0) { /* the one reason that does not name the file */
+			lua_pushfstring(L, "%s: %s", s->path, lua_tostring(L, -1));
+			lua_replace(L, -2);
+		}
 		vm_unref(vm, &vm->body_ref);
 		return lua_error(L);
 	}
@@ -405,6 +419,7 @@ void core_resume_script(struct vm *vm)
 {
 	struct vm_call call = {.body = resume_script_body, .callback = "script"};
 
+	vm->closing = false;
 	vm_enter(vm, &call);
 }
 
@@ -445,7 +460,7 @@ void core_call_hooks(struct vm *vm)
 /* Ends what a VM has open. */
 void core_shutdown(struct vm *vm, const char *why, bool flush)
 {
-	vm->shut_down = true;
+	vm->closing = true;
 	lua_net_close_servers(vm, NULL);
 	lua_net_drop_inheritance(vm);
 	lua_conn_end_all(vm, why, flush);

@@ -32,6 +32,20 @@ struct inheritance {
 	struct inheritance *next;
 };
 
+/* May the script open something? Raises while handler files load: a reload that is refused must have had no effect. False when all
+ * that the VM has is being ended: what unbinds open anew would go on for ever. */
+static bool may_open(lua_State *L)
+{
+	vm_check_open(L);
+	return !vm_of(L)->closing;
+}
+
+/* What opening returns then. */
+static int refuse(lua_State *L)
+{
+	return arg_failure(L, "ECANCELED", "stopping");
+}
+
 /* A connection has come in. */
 void lua_net_on_accept(struct listener *l, int fd, const struct addr *peer)
 {
@@ -255,15 +269,19 @@ static struct value read_options(lua_State *L, int index)
 	return v;
 }
 
-/* Raises an error whose text is in C memory. */
-static int raise_text(lua_State *L, char *text)
+/* Raises what is wrong with a URL or, if that is good, with the options at an index (0: there are none). The text is in C memory. */
+static void raise_text(lua_State *L, const char *url, int options, char *text)
 {
+	struct url u;
+	char *why = NULL;
+	bool good = url_parse(&u, url, &why);
+
+	if (good)
+		url_clear(&u);
+	free(why);
 	lua_pushstring(L, text);
 	free(text);
-	luaL_where(L, 1);
-	lua_insert(L, -2);
-	lua_concat(L, 2);
-	return lua_error(L);
+	luaL_argerror(L, good && options ? options : 1, lua_tostring(L, -1));
 }
 
 /* Validates URL and options for listening; pushes the conf. */
@@ -276,7 +294,7 @@ static struct listen_conf *push_listen_conf(lua_State *L, const char *url, int o
 
 	value_clear(&v);
 	if (!ok)
-		raise_text(L, why);
+		raise_text(L, url, options, why);
 	return conf;
 }
 
@@ -294,7 +312,8 @@ static int l_start_server(lua_State *L)
 	const char *text = luaL_checkstring(L, 1);
 	int last = lua_gettop(L), handler = strstr(text, "://") ? 2 : 3;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	if (last < handler) {
 		lua_settop(L, handler);
 		last = handler;
@@ -310,7 +329,8 @@ static int l_start_unix_domain_server(lua_State *L)
 	int last = lua_gettop(L);
 	struct addr a;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	if (last < 2)
 		lua_settop(L, last = 2);
 	if (!addr_from_path(&a, path))
@@ -336,7 +356,8 @@ static int l_listen(lua_State *L)
 {
 	int last = lua_gettop(L);
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	if (lua_istable(L, 1)) {
 		if (last < 2)
 			lua_settop(L, last = 2);
@@ -566,7 +587,8 @@ static int l_connect(lua_State *L)
 	const char *url;
 	struct target t;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	target_init(&t);
 	if (lua_istable(L, 1)) {
 		options = 1;
@@ -592,7 +614,7 @@ static int l_connect(lua_State *L)
 	bool ok = config_connect(conf, url, &v, &why);
 	value_clear(&v);
 	if (!ok)
-		raise_text(L, why);
+		raise_text(L, url, options, why);
 	set_conf(L, &t, conf);
 	return connect_to(L, &t, handler, last);
 }
@@ -604,7 +626,8 @@ static int l_connect_unix_domain(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	target_init(&t);
 	if (last < 2)
 		lua_settop(L, last = 2);
@@ -618,7 +641,8 @@ static int l_bind_connect(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	vm_check_open(L);
+	if (!may_open(L))
+		return refuse(L);
 	target_init(&t);
 	if (last < 5)
 		lua_settop(L, last = 5);
@@ -635,7 +659,8 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 	struct lua_conn *lc = lua_conn_check(L, 1);
 	struct vm *vm = lc->vm;
 
-	vm_check_open(L);
+	if (!may_open(L) || (vm->options.host->stopping && vm->options.host->stopping(vm)))
+		return refuse(L);
 	if (!lc->outgoing)
 		return arg_failure(L, "EOPNOTSUPP", "only an outgoing connection can reconnect");
 	if (lc->again || (lc->c && !lc->unbinding)) {
@@ -651,10 +676,7 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 		free((char *)lc->label);
 	lc->label = mem_strdup(label);
 	lc->owns_label = true;
-	if (vm->options.host->stopping && vm->options.host->stopping(vm))
-		conn_end(lc->again ? lc->again : lc->c, NULL, "stopped");
-	else
-		lua_conn_connect(lc, host, port, NULL, NULL);
+	lua_conn_connect(lc, host, port, NULL, NULL);
 	lua_settop(L, 1);
 	return 1;
 }

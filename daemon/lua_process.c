@@ -175,6 +175,8 @@ static int l_popen(lua_State *L)
 
 	lua_settop(L, 3);
 	vm_check_open(L);
+	if (vm->closing)
+		return arg_failure(L, "ECANCELED", "stopping");
 	struct launch *launch = lua_newuserdatauv(L, sizeof *launch, 0);
 	memset(launch, 0, sizeof *launch);
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &launch_key);
@@ -211,8 +213,6 @@ static int l_popen(lua_State *L)
 	lc->owns_label = true;
 	lua_conn_attach(lc, p);
 	lua_conn_begin(L, lc, args, count, lua_isnil(L, function) ? 0 : function);
-	if (vm->shut_down) /* started by an unbind, say: it may be done by the time it is told to go */
-		conn_end(lc->c, NULL, "stopped");
 	lua_pushvalue(L, self);
 	return 1;
 }

@@ -139,6 +139,8 @@ static int call_as_text(lua_State *L, int mode, bool has_env)
 /* load(chunk, name, "t", env) */
 static int l_load(lua_State *L)
 {
+	if (!lua_isstring(L, 1))
+		luaL_checktype(L, 1, LUA_TFUNCTION);
 	return call_as_text(L, 3, lua_gettop(L) >= 4);
 }
 
@@ -170,6 +172,8 @@ static int l_dofile(lua_State *L)
 /* setmetatable without finalizers: one that loops would hang the collector. */
 static int l_setmetatable(lua_State *L)
 {
+	luaL_checktype(L, 1, LUA_TTABLE);
+	luaL_argexpected(L, lua_isnil(L, 2) || lua_istable(L, 2), 2, "nil or table");
 	if (lua_istable(L, 2)) {
 		lua_pushliteral(L, "__gc");
 		lua_rawget(L, 2);
@@ -202,8 +206,9 @@ static int l_rep(lua_State *L)
 	size_t length, separator;
 
 	luaL_checklstring(L, 1, &length);
+	lua_Integer count = luaL_checkinteger(L, 2);
 	luaL_optlstring(L, 3, "", &separator);
-	if (length == 0 && separator == 0 && luaL_checkinteger(L, 2) > 0) {
+	if (length == 0 && separator == 0 && count > 0) {
 		lua_pushliteral(L, "");
 		return 1;
 	}
@@ -224,6 +229,64 @@ static int l_move(lua_State *L)
 	lua_insert(L, 1);
 	lua_call(L, lua_gettop(L) - 1, LUA_MULTRET);
 	return lua_gettop(L);
+}
+
+/* The length of the sequence at index 1, for those who move its elements; __len may say whatever it likes. */
+static lua_Integer sequence_length(lua_State *L)
+{
+	if (!lua_istable(L, 1) && luaL_getmetafield(L, 1, "__newindex") == LUA_TNIL)
+		luaL_checktype(L, 1, LUA_TTABLE);
+	return luaL_len(L, 1);
+}
+
+/* Refuses to move that many elements. */
+static void check_move(lua_State *L, lua_Unsigned count)
+{
+	luaL_argcheck(L, count < MAX_MOVE, 1, "too many elements to move");
+}
+
+/* table.insert with a bound. */
+static int l_insert(lua_State *L)
+{
+	int count = lua_gettop(L);
+	lua_Integer end = (lua_Integer)((lua_Unsigned)sequence_length(L) + 1), place = end;
+
+	if (count != 2 && count != 3)
+		return luaL_error(L, "wrong number of arguments to 'insert'");
+	if (count == 3) {
+		place = luaL_checkinteger(L, 2);
+		luaL_argcheck(L, (lua_Unsigned)place - 1u < (lua_Unsigned)end, 2, "position out of bounds");
+		if (place < end)
+			check_move(L, (lua_Unsigned)end - (lua_Unsigned)place);
+	}
+	lua_settop(L, count);
+	for (lua_Integer i = end; i > place; i--) {
+		lua_geti(L, 1, i - 1);
+		lua_seti(L, 1, i);
+	}
+	lua_seti(L, 1, place);
+	return 0;
+}
+
+/* table.remove with a bound. */
+static int l_remove(lua_State *L)
+{
+	bool given = !lua_isnoneornil(L, 2);
+	lua_Integer length = sequence_length(L), place = given ? luaL_checkinteger(L, 2) : length;
+
+	if (given && place != length) {
+		luaL_argcheck(L, (lua_Unsigned)place - 1u <= (lua_Unsigned)length, 2, "position out of bounds");
+		if (place < length)
+			check_move(L, (lua_Unsigned)length - (lua_Unsigned)place);
+	}
+	lua_geti(L, 1, place);
+	for (; place < length; place++) {
+		lua_geti(L, 1, place + 1);
+		lua_seti(L, 1, place);
+	}
+	lua_pushnil(L);
+	lua_seti(L, 1, place);
+	return 1;
 }
 
 /* Replaces a field of the table on top of the stack by f, which gets the old value as its upvalue. */
@@ -279,6 +342,10 @@ static void restrict_libraries(lua_State *L)
 	wrap_field(L, "rep", l_rep);
 	lua_getfield(L, -2, "table");
 	wrap_field(L, "move", l_move);
+	lua_pushcfunction(L, l_insert);
+	lua_setfield(L, -2, "insert");
+	lua_pushcfunction(L, l_remove);
+	lua_setfield(L, -2, "remove");
 	lua_pop(L, 3);
 }
 

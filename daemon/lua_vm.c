@@ -166,14 +166,26 @@ int vm_call_script(lua_State *L, int arguments)
 	return 0;
 }
 
-/* The text of an error object on top of L's stack. Runs behind a protected call: __tostring is the script's. */
-static void error_text(lua_State *L)
+/* Makes a text by the script's __tostring. */
+static int to_string(lua_State *L)
 {
-	if (lua_type(L, -1) == LUA_TSTRING)
-		return;
-	if (luaL_getmetafield(L, -1, "__tostring") != LUA_TNIL) {
-		lua_pop(L, 1);
-		luaL_tolstring(L, -1, NULL);
+	luaL_tolstring(L, 1, NULL);
+	return 1;
+}
+
+/* The text of an error object. */
+void vm_error_text(lua_State *L)
+{
+	if (lua_isstring(L, -1)) {
+		lua_tostring(L, -1); /* a number becomes one */
+	} else if (luaL_getmetafield(L, -1, "__tostring") != LUA_TNIL) {
+		lua_pushcfunction(L, to_string);
+		lua_replace(L, -2);
+		lua_pushvalue(L, -2);
+		if (lua_pcall(L, 1, 1, 0) == LUA_OK)
+			return;
+		lua_pushliteral(L, "error in error handling");
+		lua_replace(L, -2);
 	} else {
 		lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, -1));
 	}
@@ -182,7 +194,7 @@ static void error_text(lua_State *L)
 /* Message handler of nested calls: adds the traceback while the stack is still there. */
 static int on_nested_error(lua_State *L)
 {
-	error_text(L);
+	vm_error_text(L);
 	luaL_traceback(L, L, lua_tostring(L, -1), 1);
 	return 1;
 }
@@ -205,7 +217,7 @@ static int describe_failure(lua_State *L)
 		lua_pushstring(L, vm->overrun ? overrun_message : "attempt to yield from outside a coroutine");
 	} else {
 		lua_xmove(f->co, L, 1);
-		error_text(L);
+		vm_error_text(L);
 	}
 	if (lua_getstack(f->co, 1, &frame)) /* above our own function: a script had its part in it */
 		luaL_traceback(L, f->co, lua_tostring(L, -1), 0);

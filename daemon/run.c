@@ -33,8 +33,10 @@ static void on_stop(struct vm *vm, double drain_s, int status)
 	struct run *run = vm->options.host_data;
 
 	run->stop = true;
-	run->drain_s = drain_s > 0 ? drain_s : 0;
-	run->status = status;
+	if (drain_s >= 0)
+		run->drain_s = drain_s;
+	if (status >= 0 && !run->ended)
+		run->status = status;
 	loop_wake(run->runtime.loop);
 }
 
@@ -96,12 +98,14 @@ static void stop(struct run *run)
 	run->stopping = true;
 	core_call_hooks(run->vm);
 	core_shutdown(run->vm, "stopped", run->drain_s > 0);
-	runtime_finish(&run->runtime, run->drain_s > 0 ? (uint64_t)(run->drain_s * 1e9) : 0);
+	if (run->drain_s > 0)
+		runtime_flush(&run->runtime, (uint64_t)(run->drain_s * 1e9));
 	lua_conn_end_all(run->vm, "stopped", false);
 	runtime_finish(&run->runtime, 5000000000u);
 	core_shutdown(run->vm, "stopped", false); /* what unbind has made */
 	runtime_finish(&run->runtime, 5000000000u);
-	run->stop = run->stopping = run->vm->shut_down = false; /* em.run may be called once more */
+	run->stop = run->stopping = false;
+	run->drain_s = 0;
 }
 
 /* Runs a script. */
@@ -143,8 +147,10 @@ int run_script(const struct config *config, const char *path, int count, char **
 		free(why);
 		run.status = 1;
 	}
-	for (size_t i = 0; i < 3; i++)
+	for (size_t i = 0; i < 3; i++) {
+		sig_hold(signals[i]);
 		sig_unwatch(watches[i]);
+	}
 	runtime_close(&run.runtime);
 	free(copy);
 	fflush(stdout);

@@ -133,23 +133,44 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 	};
 }
 
-/* Ends the sleep of the last turns. */
-static void on_limit(void *data)
+/* Is a connection left in a state before that one? */
+static bool any_before(const struct conns *conns, enum conn_state state)
 {
-	loop_wake(data);
+	for (const struct conn *c = conns->all; c; c = c->next)
+		if (c->state < state)
+			return true;
+	return false;
 }
 
-/* The last turns: the first does not sleep, the others wait for what still has to end, such as a child. */
-void runtime_finish(struct runtime *r, uint64_t limit_ns)
+/* It is enough that the loop has woken up. */
+static void on_limit(void *data)
+{
+	(void)data;
+}
+
+/* Turns, at least once, while a connection is in a state before that one, and no longer than the limit. */
+static void turn_until(struct runtime *r, enum conn_state state, uint64_t limit_ns)
 {
 	uint64_t end = loop_clock() + limit_ns;
 	struct timer limit;
 
-	timer_init(&limit, on_limit, r->loop);
+	timer_init(&limit, on_limit, NULL);
 	timer_start_at(r->loop, &limit, end);
 	loop_wake(r->loop);
-	do
+	do {
 		loop_turn(r->loop);
-	while (r->conns->count && loop_clock() < end);
+	} while (any_before(r->conns, state) && loop_clock() < end);
 	timer_stop(r->loop, &limit);
+}
+
+/* The turns in which output is sent. */
+void runtime_flush(struct runtime *r, uint64_t limit_ns)
+{
+	turn_until(r, CONN_LINGERING, limit_ns);
+}
+
+/* The last turns. */
+void runtime_finish(struct runtime *r, uint64_t limit_ns)
+{
+	turn_until(r, CONN_ENDING + 1, limit_ns);
 }

@@ -44,7 +44,7 @@ struct service {
 	double drain_s;               /* em.stop's; < 0: the configuration's */
 	struct timer drain_limit;
 	struct loop_hook at_end;
-	struct sig *watches[5];
+	struct sig *watches[4];
 	int status;
 	char *pid_file;
 };
@@ -55,8 +55,10 @@ static void on_stop(struct vm *vm, double drain_s, int status)
 	struct service *s = vm->options.host_data;
 
 	s->stop_asked = true;
-	s->drain_s = drain_s;
-	s->status = status;
+	if (drain_s >= 0)
+		s->drain_s = drain_s;
+	if (status >= 0)
+		s->status = status;
 	loop_wake(s->runtime.loop);
 }
 
@@ -213,6 +215,9 @@ static void take_ports(struct service *s, struct generation *g, struct listener 
 {
 	struct port *old = s->ports, *next, **end = &s->ports;
 
+	for (size_t i = 0; i < g->config->listen_count; i++)
+		if (s->newest && !is_port(s, open[i]))
+			log_info("listening on %s", open[i]->name);
 	for (struct port *p = old; p; p = next) {
 		bool kept = false;
 		for (size_t i = 0; i < g->config->listen_count; i++)
@@ -326,19 +331,20 @@ static void reload(struct service *s)
 			shared_config_release(shared);
 		}
 	}
-	char status[160];
+	char *status;
 	if (done) {
 		s->runtime.stats.reloads++;
-		snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)s->last_number);
+		status = mem_printf("Serving, generation %llu", (unsigned long long)s->last_number);
 		log_info("reloaded: generation %llu serves", (unsigned long long)s->last_number);
 	} else {
 		s->runtime.stats.reloads_refused++;
 		log_problems(&problems, "reload refused: ");
-		snprintf(status, sizeof status, "Reload refused, generation %llu serves on: %.80s",
+		status = mem_printf("Reload refused, generation %llu serves on: %s",
 			(unsigned long long)s->last_number, problems.count ? problems.lines[0] : "");
 		log_error("reload refused: generation %llu serves on", (unsigned long long)s->last_number);
 	}
 	notify_ready(status);
+	free(status);
 	problems_clear(&problems);
 }
 
@@ -487,11 +493,11 @@ static void on_signal(int signo, void *data)
 	}
 }
 
+static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+
 /* Watches the daemon's signals. */
 static void watch_signals(struct service *s)
 {
-	static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1};
-
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
 		s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
 }
@@ -609,8 +615,10 @@ static void take_down(struct service *s)
 		older = g->older;
 		generation_free(g);
 	}
-	for (size_t i = 0; i < sizeof s->watches / sizeof *s->watches; i++)
+	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
+		sig_hold(signals[i]);
 		sig_unwatch(s->watches[i]);
+	}
 	if (s->runtime.loop)
 		loop_hook_remove(s->runtime.loop, STAGE_END, &s->at_end);
 	runtime_close(&s->runtime);
@@ -672,8 +680,8 @@ int service_run(const struct service_options *options)
 /* Checks. */
 int service_check(const struct service_options *options, bool dump)
 {
+	struct service s = {.options = options}; /* what scripts may ask for while they load */
 	struct problems problems = {0};
-	struct runtime runtime;
 	char *why = NULL;
 	struct config *config = read_config(options, &problems);
 
@@ -681,14 +689,12 @@ int service_check(const struct service_options *options, bool dump)
 		struct shared_config *shared = shared_config_new(config);
 		if (dump)
 			config_dump_json(config, stdout);
-		if (!privs_drop(config->user, config->group, &why) || !runtime_open(&runtime, config, &why)) {
+		if (!privs_drop(config->user, config->group, &why) || !runtime_open(&s.runtime, config, &why)) {
 			problems_add(&problems, "%s", why);
 			free(why);
 		} else {
-			struct generation *g =
-				generation_new(&runtime, shared, 1, !options->config_path, &daemon_host, NULL, &problems);
-			generation_free(g);
-			runtime_close(&runtime);
+			generation_free(load(&s, shared, &problems));
+			runtime_close(&s.runtime);
 		}
 		shared_config_release(shared);
 	}

@@ -86,6 +86,16 @@ const char *sig_name(int signo, char name[SIG_NAME_SIZE])
 	return name;
 }
 
+/* Blocks a signal. */
+void sig_hold(int signo)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, signo);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
 /* Looks a name up in the C library's table. */
 int sig_number(const char *name)
 {

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <uthash.h>
 
 #include "mem.h"
 
@@ -39,10 +40,18 @@ struct ticket_key {
 	time_t made;        /* 0: none */
 };
 
+/* A client's session to resume. */
+struct kept_session {
+	char *name;
+	SSL_SESSION *session;
+	UT_hash_handle hh;
+};
+
 struct tls_contexts {
 	struct tls_context *all;
 	struct trust *trusts;
 	struct ticket_key tickets[2]; /* the current one, the one before */
+	struct kept_session *sessions; /* uthash, the oldest first */
 	char *buffer;                 /* made with the first session */
 	BIO_METHOD *bio_method;
 };
@@ -509,6 +518,7 @@ static bool set_server(struct tls_context *context, const struct tls_conf *conf,
 /* What only clients have. */
 static bool set_client(struct tls_context *context, const struct tls_conf *conf, struct failure *f)
 {
+	SSL_CTX_set_session_cache_mode(context->ctx, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
 	if (!conf->alpn.count)
 		return true;
 	unsigned length;
@@ -647,6 +657,60 @@ struct tls_contexts *tls_contexts_new(void)
 	return mem_zalloc(sizeof(struct tls_contexts));
 }
 
+/* What a session is kept under: a digest of all that the context is made of, and whom it calls. */
+char *tls_session_name(const struct tls_context *context, const char *hostname)
+{
+	unsigned char digest[EVP_MAX_MD_SIZE];
+	char hex[2 * EVP_MAX_MD_SIZE + 1] = "";
+	unsigned length = 0;
+
+	EVP_Digest(context->key, strlen(context->key), digest, &length, EVP_sha256(), NULL);
+	for (unsigned i = 0; i < length; i++)
+		snprintf(hex + 2 * (size_t)i, 3, "%02x", digest[i]);
+	return mem_printf("%s %s", hex, hostname ? hostname : "");
+}
+
+/* Frees a kept session but for the session itself. */
+static SSL_SESSION *let_go(struct tls_contexts *contexts, struct kept_session *kept)
+{
+	SSL_SESSION *session = kept->session;
+
+	HASH_DEL(contexts->sessions, kept);
+	free(kept->name);
+	free(kept);
+	return session;
+}
+
+/* Takes one out; those of TLS 1.2 may be used again and stay. */
+SSL_SESSION *tls_session_take(struct tls_contexts *contexts, const char *name)
+{
+	struct kept_session *kept;
+
+	HASH_FIND_STR(contexts->sessions, name, kept);
+	if (!kept)
+		return NULL;
+	if (SSL_SESSION_get_protocol_version(kept->session) >= TLS1_3_VERSION)
+		return let_go(contexts, kept);
+	SSL_SESSION_up_ref(kept->session);
+	return kept->session;
+}
+
+/* Puts one in. */
+void tls_session_give(struct tls_contexts *contexts, const char *name, SSL_SESSION *session)
+{
+	struct kept_session *kept = mem_zalloc(sizeof *kept);
+
+	struct kept_session *before;
+	HASH_FIND_STR(contexts->sessions, name, before);
+	if (before)
+		SSL_SESSION_free(let_go(contexts, before));
+	if (HASH_COUNT(contexts->sessions) >= TLS_SESSIONS)
+		SSL_SESSION_free(let_go(contexts, contexts->sessions));
+	kept->name = mem_strdup(name);
+	kept->session = session;
+	HASH_ADD_KEYPTR(hh, contexts->sessions, kept->name, strlen(kept->name), kept);
+}
+
 /* The sessions' buffer. */
 char *tls_contexts_buffer(struct tls_contexts *contexts)
 {
@@ -673,6 +737,8 @@ void tls_contexts_free(struct tls_contexts *contexts)
 		free(t->key);
 		free(t);
 	}
+	while (contexts->sessions)
+		SSL_SESSION_free(let_go(contexts, contexts->sessions));
 	free(contexts->buffer);
 	BIO_meth_free(contexts->bio_method);
 	OPENSSL_cleanse(contexts->tickets, sizeof contexts->tickets);

@@ -21,11 +21,13 @@ struct tls_filter {
 	SSL *ssl;
 	struct tls_context *context;
 	const struct tls_events *events;
+	char *session_name;    /* client: what its session is kept under */
 	const char *wire;      /* what is left of the bytes that are being read */
 	size_t wire_left;
 	struct timer deadline; /* of the handshake */
 	struct timer late_eof; /* tells of the peer's goodbye that was read while paused */
 	bool begun;            /* the first message has been made */
+	bool accepted;         /* the user has accepted a certificate that OpenSSL would not */
 	bool up;               /* the handshake has ended */
 	bool ticket;           /* one has been made */
 	bool goodbye;          /* close_notify has been sent */
@@ -104,7 +106,7 @@ static void fail(struct tls_filter *f)
 	tls_error_text(text);
 	conn_wire_changed(f->c);
 	conn_flush_now(f->c);
-	if (!f->up && f->context->verify && verdict != X509_V_OK)
+	if (!f->up && f->context->verify && !f->accepted && verdict != X509_V_OK)
 		conn_end_text(f->c, "ETLS", mem_printf("certificate verify failed: %s", X509_verify_cert_error_string(verdict)));
 	else
 		conn_end_text(f->c, "ETLS", mem_strdup(text));
@@ -116,6 +118,22 @@ static bool wants_more(struct tls_filter *f, int result)
 	int error = SSL_get_error(f->ssl, result);
 
 	return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE;
+}
+
+/* A resumed session shows no certificates: the user is asked about the peer's own once more. False if it is refused. */
+static bool ask_again(struct tls_filter *f)
+{
+	X509 *certificate = SSL_get0_peer_certificate(f->ssl);
+	long verdict = SSL_get_verify_result(f->ssl);
+
+	if (!f->context->verify || !SSL_session_reused(f->ssl) || !certificate || !f->c->user)
+		return true;
+	int answer = f->events->on_verify(f->c, certificate, verdict == X509_V_OK, 0, X509_verify_cert_error_string(verdict));
+	if (answer == 1 || (answer < 0 && verdict == X509_V_OK))
+		return f->c->state != CONN_ENDING;
+	f->failed = true;
+	conn_end(f->c, "ETLS", "certificate verify failed: application verification failure");
+	return false;
 }
 
 /* Goes on with the handshake. True when it has ended. */
@@ -133,6 +151,8 @@ static bool shake_hands(struct tls_filter *f)
 			fail(f);
 		return false;
 	}
+	if (!ask_again(f))
+		return false;
 	f->up = true;
 	timer_stop(f->c->conns->loop, &f->deadline);
 	conn_wire_changed(f->c);
@@ -282,6 +302,7 @@ static void filter_free(struct conn *c)
 	timer_stop(c->conns->loop, &f->deadline);
 	timer_stop(c->conns->loop, &f->late_eof);
 	SSL_free(f->ssl);
+	free(f->session_name);
 	tls_context_unref(f->context);
 	free(f);
 }
@@ -315,9 +336,8 @@ static int on_verify(int preverified, X509_STORE_CTX *store)
 	if (f->c->user && f->c->state != CONN_ENDING)
 		answer = f->events->on_verify(f->c, X509_STORE_CTX_get_current_cert(store), preverified, X509_STORE_CTX_get_error_depth(store),
 			X509_verify_cert_error_string(error));
-	if (answer == 1)
-		X509_STORE_CTX_set_error(store, X509_V_OK);
-	else if (answer == 0 && error == X509_V_OK)
+	f->accepted |= answer == 1 && !preverified;
+	if (answer == 0 && error == X509_V_OK)
 		X509_STORE_CTX_set_error(store, X509_V_ERR_APPLICATION_VERIFICATION);
 	return answer < 0 ? preverified : answer;
 }
@@ -348,6 +368,29 @@ static void set_names(struct tls_filter *f, const char *hostname)
 	}
 }
 
+/* The server has given a ticket: it is kept for the next connection. */
+static int on_new_session(SSL *ssl, SSL_SESSION *session)
+{
+	struct tls_filter *f = SSL_get_app_data(ssl);
+
+	/* what only a script's word has made acceptable is asked about anew each time */
+	if (!f->session_name || (f->context->verify && SSL_get_verify_result(ssl) != X509_V_OK))
+		return 0;
+	tls_session_give(f->context->contexts, f->session_name, session);
+	return 1; /* taken over */
+}
+
+/* A client picks up where its last connection to that server has left off, if the server still knows. */
+static void resume_session(struct tls_filter *f, const char *hostname)
+{
+	f->session_name = tls_session_name(f->context, hostname);
+	SSL_CTX_sess_set_new_cb(f->context->ctx, on_new_session);
+	SSL_SESSION *session = tls_session_take(f->context->contexts, f->session_name);
+	if (session)
+		SSL_set_session(f->ssl, session);
+	SSL_SESSION_free(session);
+}
+
 /* Switches to TLS. */
 bool tls_start(struct conn *c, struct tls_context *context, const char *hostname, const struct tls_events *events)
 {
@@ -374,6 +417,8 @@ bool tls_start(struct conn *c, struct tls_context *context, const char *hostname
 	} else {
 		SSL_set_connect_state(f->ssl);
 		set_names(f, hostname);
+		if (hostname)
+			resume_session(f, hostname);
 	}
 	conn_set_filter(c, &tls_filter, f);
 	return true;

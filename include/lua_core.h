@@ -21,7 +21,8 @@ bool core_busy(const struct vm *vm);
 /* Calls the shutdown hooks, last in first out, each once. */
 void core_call_hooks(struct vm *vm);
 
-/* Ends servers and timers, and drops next-ticks; connections end with that reason, after flushing if flush is set. */
+/* Ends servers and timers, and drops next-ticks; connections end with that reason, after flushing if flush is set. From now on, until
+ * core_resume_script, the VM opens nothing. */
 void core_shutdown(struct vm *vm, const char *why, bool flush);
 
 #endif

@@ -39,7 +39,7 @@ struct vm_subject {
 
 /* What a VM asks of whoever runs it. */
 struct vm_host {
-	void (*on_stop)(struct vm *vm, double drain_s, int status); /* a script called em.stop; drain_s < 0: not given */
+	void (*on_stop)(struct vm *vm, double drain_s, int status); /* a script called em.stop; each < 0: not given */
 	void (*on_exhausted)(struct vm *vm); /* its memory is full of live data */
 	void (*on_uncaught)(struct vm *vm);  /* an error that belongs to no connection, without an error handler; NULL: log only */
 	bool (*stopping)(struct vm *vm);     /* is the process on its way out? */
@@ -70,6 +70,7 @@ struct vm {
 	lua_State *body;       /* a script's body while it has not ended, NULL in the daemon */
 	int body_ref;          /* keeps it */
 	bool in_run;           /* the body is in em.run */
+	bool waiting;          /* ... suspended until the loop has stopped */
 	struct vm_options options;
 	unsigned depth;        /* callbacks entered and not left */
 	struct vm_call *call;  /* the one that runs, NULL: none */
@@ -77,8 +78,8 @@ struct vm {
 	size_t memory, memory_limit; /* bytes */
 	bool exhausted;        /* told the host */
 	bool loading;          /* handler files load: nothing may be opened */
-	bool shut_down;        /* all that was open has been ended: what is opened now ends at once */
 	bool retired;          /* a newer generation has taken over */
+	bool closing;          /* what it has open is being ended: nothing is opened any more */
 	bool in_error_handler;
 	int error_handler_ref, hooks_ref;
 	int ticks_ref;         /* array of functions, from first_tick up to next_tick - 1 */
@@ -152,6 +153,9 @@ void vm_unref(struct vm *vm, int *ref);
 
 /* Queues the function on top of the stack for after this turn's I/O, and pops it. */
 void vm_next_tick(lua_State *L);
+
+/* Pushes a text for the error object on top of the stack, or makes it one; an error in the script's __tostring is told instead. */
+void vm_error_text(lua_State *L);
 
 /* Logs an error that was caught elsewhere (a listener's) as a callback's error, with all that follows from it. */
 void vm_report(struct vm *vm, struct vm_subject *subject, const char *callback, const char *message);

@@ -37,6 +37,9 @@ void runtime_configure(struct runtime *r, const struct config *config);
 /* Options for a VM on it. */
 struct vm_options runtime_vm_options(struct runtime *r, const struct config *config, const struct vm_host *host, void *host_data);
 
+/* Turns until every connection has sent what it had and its FIN, at most for that long. */
+void runtime_flush(struct runtime *r, uint64_t limit_ns);
+
 /* Turns until no connection is left, at most for that long; for the end of a process. */
 void runtime_finish(struct runtime *r, uint64_t limit_ns);
 

@@ -14,6 +14,9 @@ struct sig *sig_watch(struct loop *loop, int signo, void (*on_signal)(int signo,
 	__attribute__((warn_unused_result));
 void sig_unwatch(struct sig *s);
 
+/* Lets a signal that comes from now on wait for ever: at the end of a process, where it would kill what is ending by itself. */
+void sig_hold(int signo);
+
 #define SIG_NAME_SIZE 16
 
 /* "HUP", "SIGHUP", "RTMIN+2", "RTMAX-1" to its number, 0 if there is none of that name; and back, without SIG. Returns name. */

@@ -42,6 +42,13 @@ struct tls_context *tls_context_get(struct tls_contexts *contexts, const struct 
 struct tls_context *tls_context_ref(struct tls_context *context);
 void tls_context_unref(struct tls_context *context);
 
+/* A client's last session with a server, to resume: name is whom it calls under which context. A session of TLS 1.3 is gone when taken, as it is good for one
+ * resumption; given ones are taken over. The oldest are forgotten over TLS_SESSIONS. */
+#define TLS_SESSIONS 1000
+char *tls_session_name(const struct tls_context *context, const char *hostname) __attribute__((warn_unused_result));
+SSL_SESSION *tls_session_take(struct tls_contexts *contexts, const char *name);
+void tls_session_give(struct tls_contexts *contexts, const char *name, SSL_SESSION *session);
+
 /* For the sessions: room for plain bytes that all of them share within a call, and the kind of BIO that they are made of. */
 #define TLS_BUFFER_SIZE (320 * 1024) /* more than one read and what is left of a record can hold */
 char *tls_contexts_buffer(struct tls_contexts *contexts);

@@ -14,14 +14,20 @@ local function copy(list)
   return list and table.move(list, 1, #list, 1, {}) or {}
 end
 
+--- Raises, in the name of the caller's caller, unless these are an event's name and something that can be called.
+local function check(method, event, listener)
+  if type(event) ~= "string" then
+    error(("bad argument #1 to '%s' (event name expected, got %s)"):format(method, type(event)), 3)
+  end
+  local meta = getmetatable(listener)
+  if type(listener) ~= "function" and not (type(meta) == "table" and meta.__call) then
+    error(("bad argument #2 to '%s' (function expected, got %s)"):format(method, type(listener)), 3)
+  end
+end
+
 --- Adds a listener; returns the object.
 function EventEmitter:on(event, listener)
-  if type(event) ~= "string" then
-    error("bad argument #1 to 'on' (event name expected, got " .. type(event) .. ")", 2)
-  end
-  if type(listener) ~= "function" then
-    error("bad argument #2 to 'on' (function expected, got " .. type(listener) .. ")", 2)
-  end
+  check("on", event, listener)
   local events = all[self]
   if not events then
     events = {}
@@ -36,12 +42,10 @@ end
 
 --- Adds a listener that is called once at most.
 function EventEmitter:once(event, listener)
+  check("once", event, listener)
   local function wrapper(...)
     EventEmitter.off(self, event, wrapper)
     return listener(...)
-  end
-  if type(listener) ~= "function" then
-    error("bad argument #2 to 'once' (function expected, got " .. type(listener) .. ")", 2)
   end
   all[wrapper] = listener -- off finds it by the function that was given
   return EventEmitter.on(self, event, wrapper)

@@ -45,8 +45,17 @@ require "em.streamer" (em)
 em.FileWatch = em.Connection:extend()
 em.ProcessWatch = em.Connection:extend()
 
+--- Raises, in the name of em's own caller, unless fn can be called.
+local function want_function(number, name, fn)
+  local meta = getmetatable(fn)
+  if type(fn) ~= "function" and not (type(meta) == "table" and meta.__call) then
+    error(("bad argument #%d to '%s' (function expected, got %s)"):format(number, name, type(fn)), 3)
+  end
+end
+
 --- Runs fn now if the loop runs, else with the loop's first turn.
 function em.schedule(fn)
+  want_function(1, "schedule", fn)
   if core.loading() then
     core.next_tick(fn)
   else
@@ -55,10 +64,19 @@ function em.schedule(fn)
 end
 
 --- Calls fn, suspends the script's body until em.stop, then calls tail. Inside a callback it calls fn and returns; while a handler's
--- file loads fn waits until the handler serves.
+-- file loads fn waits until the handler serves. Without fn it only waits.
 function em.run(fn, tail)
+  if fn ~= nil then
+    want_function(1, "run", fn)
+  end
+  if tail ~= nil then
+    want_function(2, "run", tail)
+  end
   if core.loading() then
-    return core.next_tick(fn)
+    if fn then
+      core.next_tick(fn)
+    end
+    return
   end
   if not core.waitable() then
     if fn then
@@ -84,6 +102,7 @@ end
 
 --- Runs the loop for one call of fn.
 function em.run_block(fn)
+  want_function(1, "run_block", fn)
   em.run(function()
     fn()
     em.stop()

@@ -60,12 +60,13 @@ fresh tmpfs /dev/shm
 fresh devpts /dev/pts -o newinstance,ptmxmode=0666
 ln -s pts/ptmx "$root/dev/ptmx"
 
-# Nothing of this machine's own services, nor what would turn the knobs of the kernel that both share: one target with one unit, after
-# whose end the machine goes down.
+# Nothing of this machine's own services, nor what would turn the knobs of the kernel that both share or empty /tmp: one target with one
+# unit, after whose end the machine goes down.
 : >"$root/etc/fstab"
 rm -rf "$root"/etc/systemd/system/*.wants
 mkdir -p "$root/run/systemd/system/script.target.wants" "$root/run/result"
-for unit in systemd-sysctl systemd-modules-load systemd-udevd systemd-udev-trigger systemd-hwdb-update systemd-random-seed; do
+for unit in systemd-sysctl systemd-modules-load systemd-udevd systemd-udev-trigger systemd-hwdb-update systemd-random-seed \
+	systemd-tmpfiles-setup; do
 	ln -s /dev/null "$root/run/systemd/system/$unit.service"
 done
 mount --bind "$work/result" "$root/run/result"

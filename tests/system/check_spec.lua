@@ -78,6 +78,27 @@ connect "tcp://127.0.0.1:7" { handler = "near" }]]
     assert.matches("near.lua: 'recieve_data' is not a callback %(did you mean 'receive_data'%?%)", r.err)
   end)
 
+  it("lets handler files ask what a daemon's may ask while they load", function()
+    t.write("asks.lua", [[
+      local em = require "em"
+      assert(em.stopping() == false and em.reactor_running() == false and em.connection_count() == 0)
+      assert(em.get_timer_count() == 0 and em.process() == 1)
+      em.add_shutdown_hook(function() error "no" end)
+      em.error_handler(function() end)
+      em.add_timer(0, function() error "no" end)
+      return {}]])
+    local r = t.reactord { "-t", "-c", configuration 'listen "unix://x" { handler = "asks" }' }
+    assert.same({ 0, "" }, { r.status, r.err })
+    t.write("asks.lua", 'require("em").stop()\nreturn {}')
+    r = t.reactord { "-t", "-c", configuration 'listen "unix://x" { handler = "asks" }' }
+    assert.equal(1, r.status)
+    assert.matches("asks.lua:1: [^\n]*while handlers load", r.err)
+    t.write("asks.lua", 'local all = {}\nwhile true do all[#all + 1] = ("x"):rep(10000) .. #all end')
+    r = t.reactord { "-t", "-c", configuration 'listen "unix://x" { handler = "asks" }\nmemory_limit = "4 MiB"' }
+    assert.equal(1, r.status)
+    assert.matches("handler 'asks': [^\n]*not enough memory", r.err)
+  end)
+
   it("tells all mistakes of the configuration", function()
     local r = t.reactord { "check", "-c", configuration "generations = 0\nlisten 'tcp://127.0.0.1' { handler = 5 }\nlog = { lvel = 1 }" }
     assert.same({ 1, "" }, { r.status, r.out })

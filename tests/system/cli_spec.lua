@@ -173,7 +173,7 @@ describe("reactord run SCRIPT", function()
       end)
       print "after"
       em.run_block(function() print "block" end)]]
-    assert.equal("before\ttrue\none\ntail\nbetween\nnested\ntimer\nafter\nblock\n", r.out)
+    assert.equal("before\tfalse\none\ntail\nbetween\nnested\ntimer\nafter\nblock\n", r.out)
     assert.equal("", r.err)
   end)
 

@@ -187,6 +187,22 @@ describe("a connection that fails", function()
     s.d:stop()
   end)
 
+  it("for want of descriptors says EMFILE, and the next one works again", function()
+    local server = t.listen()
+    local s = serve(client .. "x.C = C return {}", { limits = { nofile = 40 } })
+    s:eval([[
+      x.C.connection_completed, x.ended = nil, 0
+      function x.C:unbind(err, why) x.ended = x.ended + 1 if err then say(err, why) end end
+      x.all = {}
+      for i = 1, 60 do x.all[i] = em.connect("127.0.0.1", %d, x.C) end]], server.port)
+    s:waits_for("EMFILE Too many open files")
+    s:eval "for _, c in ipairs(x.all) do c:close_connection() end"
+    s:until_true("return x.ended == 60")
+    s:eval("em.connect('127.0.0.1', %d, { connection_completed = function(c) say('again') c:close_connection() end })", server.port)
+    s:waits_for("again")
+    s.d:stop()
+  end)
+
   it("by arguments that are wrong raises", function()
     local s = dialling([[
       local function try(...) say((pcall(em.connect, ...))) end

@@ -78,7 +78,8 @@ describe("the service manager is told", function()
     assert.equal("1", message().RELOADING)
     m = message()
     assert.equal("1", m.READY)
-    assert.matches("^Reload refused, generation 2 serves on: [^\n]*reactord.conf:1: handler 'greet'", m.STATUS)
+    assert.matches("^Reload refused, generation 2 serves on: [^\n]*reactord.conf:1: handler 'greet': [^\n]*greet.lua:1: unexpected symbol",
+      m.STATUS)
 
     t.write("greet.lua", "return {}")
     d:signal("HUP")

@@ -130,6 +130,25 @@ describe("SIGTERM", function()
   end)
 end)
 
+describe("impatience", function()
+  t.auto()
+
+  it("does not turn a stop into a crash", function()
+    for _, name in ipairs { "TERM", "INT", "HUP", "USR1" } do
+      for _ = 1, 3 do
+        local d = start('pid_file = "x.pid"')
+        d:signal("TERM")
+        while not d:ended() do
+          t.sys.kill(d.pid, name)
+          t.sys.sleep(0.0001)
+        end
+        d:check()
+        assert.is_nil(t.read("x.pid"))
+      end
+    end
+  end)
+end)
+
 describe("SIGINT", function()
   t.auto()
 

@@ -95,7 +95,7 @@ describe("the installed unit", function()
 
   it("starts, reloads, recovers, drains and stops under systemd", function()
     if t.sanitized then pending("the unit's fences are not for sanitizers") end
-    local install = ("make -s --no-print-directory -C %q install-files BUILD=%q >/dev/null\n")
+    local install = ("make -s --no-print-directory -C %q install-files BUILD=%q >/dev/null || exit 1\n")
       :format(t.root, os.getenv("REACTORD_BUILD") or "build")
     local r = t.run {
       "tests/support/with-systemd.sh", t.write("script", install .. script), t.root, cwd = t.root, seconds = 60, env = { TMPDIR = false },

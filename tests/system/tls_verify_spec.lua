@@ -202,3 +202,50 @@ describe("a TLS server", function()
     d:stop()
   end)
 end)
+
+describe("a resumed session", function()
+  t.auto()
+
+  -- Connects to itself three times, as the members of the client say; returns what was printed.
+  local function thrice(server_tls, client_tls, members)
+    return t.script(([[
+      local em = require "em"
+      em.run(function()
+        local server = em.listen("tls://127.0.0.1:0", { receive_data = function(self, data) self:send_data(data) end }, { tls = { %s } })
+        local _, port = server:address()
+        local n = 0
+        local function again()
+          n = n + 1
+          local client = { %s }
+          function client:ssl_handshake_completed() print("reused " .. tostring(self:session_reused())); self:send_data("x") end
+          function client:receive_data() self:close_connection_after_writing() end
+          function client:unbind(err, why) print(err, why); if n < 3 then again() else em.stop() end end
+          em.connect({ url = "tls://localhost:" .. port, tls = { %s } }, client)
+        end
+        again()
+      end)
+    ]]):format(server_tls, members or "", client_tls)).out
+  end
+
+  it("is what a client's second connection to a server has", function()
+    assert.equal("reused false\nnil\tclosed\nreused true\nnil\tclosed\nreused true\nnil\tclosed\n",
+      thrice("self_signed = true", "verify_peer = false"))
+    assert.equal("reused false\nnil\tclosed\nreused true\nnil\tclosed\nreused true\nnil\tclosed\n",
+      thrice("self_signed = true", 'verify_peer = false, max_version = "TLSv1.2"'))
+  end)
+
+  it("is not made of what only a script's word has accepted", function()
+    local seen = thrice("self_signed = true", "", 'ssl_verify_peer = function() print "asked"; return true end')
+    local _, handshakes = seen:gsub("asked\nreused false\nnil\tclosed\n", "")
+    assert.equal(3, handshakes)
+  end)
+
+  it("is asked about once more, so that a script may refuse it", function()
+    local ca = pki.authority "ca"
+    pki.issue(ca, "server")
+    local seen = thrice(('certificate = "%s", private_key = "%s"'):format(t.path "server.pem", t.path "server.key"),
+      ('ca_file = "%s"'):format(ca.cert), "ssl_verify_peer = function(_, _, ok, depth) print(ok, depth); return n == 1 end")
+    assert.equal("true\t1\ntrue\t0\nreused false\nnil\tclosed\ntrue\t0\nETLS\tcertificate verify failed: application verification failure\n",
+      seen:sub(1, seen:find("failure\n", 1, true) + 7))
+  end)
+end)

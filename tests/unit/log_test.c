@@ -28,6 +28,7 @@ static void start(enum log_level level, enum log_format format)
 {
 	char *why = NULL;
 
+	log_close(); /* the same path would be the same file to log_open */
 	unlink(path);
 	if (!log_open(level, format, path, &why))
 		fail_msg("%s", why);
