@@ -10,6 +10,7 @@
 
 #include "lua_arg.h"
 #include "lua_conn.h"
+#include "lua_dns.h"
 #include "lua_file.h"
 #include "lua_handler.h"
 #include "lua_methods.h"
@@ -293,6 +294,7 @@ static int open_vm(lua_State *L)
 	lua_handler_open(L);
 	lua_udp_open(L);
 	lua_net_open(L);
+	lua_dns_open(L);
 	lua_timer_open(L);
 	lua_signal_open(L);
 	lua_process_open(L);
@@ -426,7 +428,7 @@ void core_resume_script(struct vm *vm)
 /* Is there anything to wait for? */
 bool core_busy(const struct vm *vm)
 {
-	return vm->conn_count || vm->server_count || vm->timer_count || vm->first_tick < vm->next_tick;
+	return vm->conn_count || vm->server_count || vm->timer_count || vm->lookups || vm->first_tick < vm->next_tick;
 }
 
 /* Takes the last hook and calls it; the light userdata is a flag that is cleared when there is none left. */
@@ -463,6 +465,7 @@ void core_shutdown(struct vm *vm, const char *why, bool flush)
 	vm->closing = true;
 	lua_net_close_servers(vm, NULL);
 	lua_net_drop_inheritance(vm);
+	lua_dns_cancel_all(vm);
 	lua_conn_end_all(vm, why, flush);
 	lua_timer_cancel_all(vm, true);
 	lua_signal_cancel_all(vm, NULL);

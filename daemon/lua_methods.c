@@ -201,9 +201,11 @@ static int l_get_sockname(lua_State *L)
 	struct lua_conn *lc = lua_conn_check(L, 1);
 	struct addr local = {0};
 
-	if (lc->c ? lc->c->fd < 0 || !sock_local(lc->c->fd, &local) : !lc->names)
-		return arg_push_addr(L, &local);
-	return arg_push_addr(L, lc->c ? &local : &lc->names->local);
+	if (lc->c && lc->c->fd >= 0)
+		(void)!conn_local(lc->c, &local);
+	else if (lc->names && (!lc->c || lc->c->state == CONN_ENDING)) /* it has ended, or was detached */
+		local = lc->names->local;
+	return arg_push_addr(L, &local);
 }
 
 /* set_comm_inactivity_timeout(s) */

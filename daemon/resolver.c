@@ -298,6 +298,10 @@ struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t po
 	struct ares_addrinfo_hints hints = {.ai_family = family, .ai_socktype = SOCK_STREAM, .ai_flags = ARES_AI_NUMERICSERV};
 	char service[8];
 
+	if (!addr_is_host_name(host)) { /* servers have their own opinions about other names */
+		on_done(data, NULL, 0, "EAI_NONAME", "not a valid name");
+		return NULL;
+	}
 	if (r->lookups >= RESOLVER_MAX_LOOKUPS) {
 		on_done(data, NULL, 0, "EAI_AGAIN", "too many look-ups are under way");
 		return NULL;
@@ -313,7 +317,7 @@ struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t po
 	ch->lookups++;
 	r->lookups++;
 	snprintf(service, sizeof service, "%u", (unsigned)port);
-	ares_getaddrinfo(ch->ares, host, service, &hints, on_answer, lookup);
+	ares_getaddrinfo(ch->ares, host, port ? service : NULL, &hints, on_answer, lookup);
 	arm(ch);
 	if (lookup->answered) {
 		free(lookup);

@@ -46,6 +46,9 @@ const char *scheme_name(enum scheme scheme);
  * "" and "*" are any IPv4 address; "::" is any address of either family where the system binds so. */
 bool addr_from_numeric(struct addr *a, const char *host, uint16_t port) __attribute__((warn_unused_result));
 
+/* Is it a host name by RFC 1123, underscores allowed? One dot may stand at the end. */
+bool addr_is_host_name(const char *host);
+
 /* An address from a path ("@name": abstract); false with errno ENAMETOOLONG or EINVAL (empty). */
 bool addr_from_path(struct addr *a, const char *path) __attribute__((warn_unused_result));
 
@@ -56,6 +59,17 @@ char *addr_format(const struct addr *a, char text[ADDR_TEXT_SIZE]);
 char *addr_host(const struct addr *a, char text[ADDR_TEXT_SIZE]);
 uint16_t addr_port(const struct addr *a); /* 0 where the family has none */
 void addr_set_port(struct addr *a, uint16_t port);
+
+/* Addresses that begin alike. */
+struct network {
+	struct addr base; /* any port; length 0: Unix sockets */
+	unsigned bits;
+};
+
+/* Takes "10.0.0.0/8", "2001:db8::/32", "::1" (that address alone) or "unix" (every peer on a Unix socket). */
+bool network_parse(struct network *n, const char *text) __attribute__((warn_unused_result));
+bool network_has(const struct network *n, const struct addr *a); /* IPv4 in IPv6's clothes is IPv4 */
+
 bool addr_same_host(const struct addr *a, const struct addr *b); /* ports aside, for limits per address; never for unix */
 
 #endif

@@ -29,6 +29,7 @@ enum option_type {
 	OPTION_PEM,         /* char *: PEM text, or a path relative to the file */
 	OPTION_HOSTNAME,    /* char *; NULL: none said, "": false */
 	OPTION_STRINGS,     /* struct strings */
+	OPTION_NETWORKS,    /* struct strings, each for network_parse */
 	OPTION_SWITCH,      /* int: -1 not said, else 0 or 1 */
 	OPTION_TABLE,       /* struct value: any table, or nil */
 	OPTION_LIST         /* struct value: a table of positional values, or nil */
@@ -73,6 +74,9 @@ json_t *option_json(const struct option_def *o, const void *base) __attribute__(
 
 /* Plain data as JSON, a new reference: a table of 1 to n is an array. Bytes that are not UTF-8 become U+FFFD. */
 json_t *option_value_json(const struct value *v) __attribute__((warn_unused_result));
+
+/* Is it "host" or "host:port" with a numeric host? */
+bool option_is_address(const char *text);
 
 /* The kind of an option in a word: "string", "size", … */
 const char *option_type_name(enum option_type type);

@@ -12,7 +12,7 @@
 
 #define RESOLVER_MAX_LOOKUPS 10000        /* under way at once; one more fails with EAI_AGAIN */
 #define RESOLVER_TIMEOUT_NS 20000000000u  /* for a whole look-up */
-#define RESOLVER_TRY_MS 2000              /* for the first question to a server; doubled with each round */
+#define RESOLVER_TRY_MS 1500              /* for the first question to a server; doubled with each round, later answers count too */
 #define RESOLVER_TRIES 3                  /* questions to each server */
 
 struct resolver;

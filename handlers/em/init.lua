@@ -20,6 +20,7 @@ end
 
 em.EventEmitter = EventEmitter
 em.Deferrable = require "em.deferrable"
+em.dns = require "em.dns"
 em.DefaultDeferrable = em.Deferrable.new
 
 --- Makes a class that inherits from self: em.Connection:extend(), Base:extend { members }.

@@ -184,7 +184,7 @@ connect "tcp://127.0.0.1:9" { handler = "good", reconnect = 5, bind = "127.0.0.1
       assert.equal(value, all.connect[1][name], name)
     end
     -- And nothing else: each option that is added is added here, with its default.
-    local known = { handlers = true, file = true, log = true, listen = true, connect = true }
+    local known = { handlers = true, nameservers = true, file = true, log = true, listen = true, connect = true }
     for name in pairs(all) do assert.is_truthy(known[name] or defaults.top[name] ~= nil, name) end
     for name in pairs(all.log) do assert.is_truthy(defaults.log[name] ~= nil, name) end
     for _, scope in ipairs { "listen", "connect" } do

@@ -176,7 +176,7 @@ describe("a datagram socket", function()
   it("raises for wrong arguments and refuses what only streams have", function()
     local lines = run [[
       local conn = open()
-      local function raises(fn, ...) print((select(2, pcall(fn, ...)):gsub("^.-: ", ""))) end
+      local function raises(fn, ...) print((select(2, pcall(fn, ...)):gsub("^.-: ", ""):gsub("em%.core%.", "em."))) end
       raises(em.open_datagram_socket, nil, 1)
       raises(em.open_datagram_socket, "127.0.0.1", 70000)
       raises(function() conn:send_datagram({}, "127.0.0.1", 9) end)
@@ -190,6 +190,9 @@ describe("a datagram socket", function()
       print((select(3, em.open_datagram_socket("nosuch.invalid", 0))))
       local server = em.start_server("127.0.0.1", 0)
       local stream = em.connect("127.0.0.1", select(2, server:address()))
+      print((select(3, conn:send_file_data("/etc/passwd"))), (select(3, conn:proxy_incoming_to(stream))))
+      print((select(3, stream:proxy_incoming_to(conn))))
+      conn:stream_file_data("/etc/passwd"):errback(function(why) print(why) end)
       print(stream:send_datagram("x", "127.0.0.1", 9))
       print(stream:join_multicast("239.1.2.3"))
       conn:close_connection()
@@ -208,9 +211,12 @@ describe("a datagram socket", function()
       "bad argument #1 to 'join_multicast' (must be a multicast address)",
     }, { table.unpack(lines, 1, 6) })
     assert.same({
-      "close_write\tnil\tnot on a datagram socket\tEOPNOTSUPP", "enable_keepalive\tnil\tnot on a datagram socket\tEOPNOTSUPP",
-      "disable_keepalive\tnil\tnot on a datagram socket\tEOPNOTSUPP", "start_tls\tnil\tnot on a datagram socket\tEOPNOTSUPP",
-      "EADDRINUSE", "EADDRNOTAVAIL", "EADDRNOTAVAIL", "nil\tnot a datagram socket\tEOPNOTSUPP", "nil\tnot a datagram socket\tEOPNOTSUPP",
+      "close_write\tnil\tnot on a datagram socket or a watch\tEOPNOTSUPP",
+      "enable_keepalive\tnil\tnot on a datagram socket or a watch\tEOPNOTSUPP",
+      "disable_keepalive\tnil\tnot on a datagram socket or a watch\tEOPNOTSUPP",
+      "start_tls\tnil\tnot on a datagram socket or a watch\tEOPNOTSUPP",
+      "EADDRINUSE", "EADDRNOTAVAIL", "EADDRNOTAVAIL", "EOPNOTSUPP\tEOPNOTSUPP", "EOPNOTSUPP", "not on a datagram socket or a watch",
+      "nil\tnot a datagram socket\tEOPNOTSUPP", "nil\tnot a datagram socket\tEOPNOTSUPP",
       "nil\tclosed\tENOTCONN", "nil\tclosed\tENOTCONN",
     }, { table.unpack(lines, 7) })
   end)
@@ -265,6 +271,19 @@ describe("a datagram socket", function()
       em.add_timer(0.2, function() print("resumed") server:resume() end)
     ]]
     assert.same({ "resumed", "1\tfalse", "2\tfalse", "3\tfalse" }, lines)
+  end)
+
+  it("can be detached, and then is nobody's", function()
+    local lines = run [[
+      local conn
+      conn = open { unbind = function(self, err, why)
+        print(err, why, (self:get_sockname()))
+        em.stop()
+      end }
+      conn:send_datagram("x", "127.0.0.1", 9)
+      print(math.type(conn:detach()))
+    ]]
+    assert.same({ "integer", "nil\tdetached\t127.0.0.1" }, lines)
   end)
 
   it("stops in the middle of a burst when it is paused or closed", function()
