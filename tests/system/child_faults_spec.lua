@@ -151,9 +151,10 @@ describe("a child", function()
   it("that leaves without reading its input ends in the ordinary way, with all it said", function()
     local s = serve(handler)
     s:eval [[
+      local much = ("x"):rep(1000000)
       for i = 1, 20 do
         local child = x.start("head" .. i, { "sh", "-c", "head -c 10; head -c 300000 /dev/zero; echo last" })
-        child:send_data(("x"):rep(3000000))
+        child:send_data(much)
       end
     ]]
     t.until_true(function() return #s:said() == 20 end)
@@ -165,9 +166,10 @@ describe("a child", function()
     local s = serve(handler)
     s:eval [[
       local deaf = x.start("deaf", "sleep 1000")
-      repeat until deaf:send_data(("x"):rep(1000000)) == false
+      local much = ("x"):rep(8000000)
+      repeat until deaf:send_data(much) == false
       x.kept = deaf:get_outbound_data_size()
-      for i = 1, 100 do deaf:send_data(("x"):rep(1000000)) end
+      for i = 1, 9 do deaf:send_data(much) end
       x.start("idle", "sleep 1000"):set_comm_inactivity_timeout(0.1)
     ]]
     assert.is_true(s:eval "return x.kept" > 1000000)
