@@ -20,10 +20,10 @@ SETTINGS = problems confread_lines confread_value confread option config_schema 
 REACTOR  = loop timer sig guard
 
 # 3 wire: sockets, connections with their queues, datagrams
-WIRE     = sock adopt tls conn file tls_filter udp
+WIRE     = sock adopt tls proxyproto conn file tls_filter udp
 
 # 4 sources: what produces connections
-SOURCES  = resolver listener connector relay watch process
+SOURCES  = resolver activation preface listener connector relay watch process
 
 # 5 lua: the door into the scripts, one binding a file
 LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_dns lua_timer lua_signal \
@@ -69,7 +69,8 @@ LIBS        := $(LIBS)
 # Debian 12's packages: to build and try the daemon, to run the tests, to check the sources.
 RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stable-8+deb12u1 libc-ares-dev libsystemd-dev libssl-dev \
                 libjansson-dev netcat-openbsd
-TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd dnsmasq-base ruby-eventmachine lua-sec curl openssl
+TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd dnsmasq-base ruby-eventmachine \
+                lua-sec curl openssl haproxy
 LINT_PACKAGES = lua-check clang-format cppcheck
 
 JOBS      = $(shell nproc)

@@ -406,3 +406,55 @@ bool addr_same_host(const struct addr *a, const struct addr *b)
 		return a->in6.sin6_scope_id == b->in6.sin6_scope_id && memcmp(&a->in6.sin6_addr, &b->in6.sin6_addr, sizeof a->in6.sin6_addr) == 0;
 	return strcmp(addr_host(a, host_a), addr_host(b, host_b)) == 0;
 }
+
+/* Takes a network. */
+bool network_parse(struct network *n, const char *text)
+{
+	const char *slash = strchr(text, '/'), *digits = slash ? slash + 1 : "";
+	size_t length = slash ? (size_t)(slash - text) : strlen(text);
+	char host[INET6_ADDRSTRLEN];
+
+	*n = (struct network){0};
+	if (strcmp(text, "unix") == 0)
+		return true;
+	if (length == 0 || length >= sizeof host || memchr(text, '%', length))
+		return false;
+	memcpy(host, text, length);
+	host[length] = '\0';
+	if (strcmp(host, "*") == 0 || !addr_from_numeric(&n->base, host, 0))
+		return false;
+	unsigned most = n->base.any.sa_family == AF_INET ? 32 : 128;
+	n->bits = most;
+	if (!slash)
+		return true;
+	length = strspn(digits, "0123456789");
+	n->bits = length > 0 && length <= 3 && digits[length] == '\0' ? (unsigned)strtoul(digits, NULL, 10) : most + 1;
+	return n->bits <= most;
+}
+
+/* Does the address belong to it? */
+bool network_has(const struct network *n, const struct addr *a)
+{
+	const unsigned char *base, *bytes;
+
+	if (!n->base.length || a->length < sizeof(sa_family_t) || a->any.sa_family == AF_UNIX)
+		return !n->base.length && a->any.sa_family == AF_UNIX;
+	if (n->base.any.sa_family == AF_INET) {
+		base = (const unsigned char *)&n->base.in.sin_addr;
+		if (a->any.sa_family == AF_INET)
+			bytes = (const unsigned char *)&a->in.sin_addr;
+		else if (a->any.sa_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&a->in6.sin6_addr))
+			bytes = &a->in6.sin6_addr.s6_addr[12];
+		else
+			return false;
+	} else if (a->any.sa_family == AF_INET6) {
+		base = n->base.in6.sin6_addr.s6_addr;
+		bytes = a->in6.sin6_addr.s6_addr;
+	} else {
+		return false;
+	}
+	if (memcmp(base, bytes, n->bits / 8) != 0)
+		return false;
+	unsigned rest = n->bits % 8;
+	return rest == 0 || ((base[n->bits / 8] ^ bytes[n->bits / 8]) >> (8 - rest)) == 0;
+}

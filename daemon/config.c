@@ -142,10 +142,9 @@ static bool set_url(const struct place *at, const char *block, struct url *url, 
 		url->path = path;
 	}
 	*url_text = url_format(url);
-	bool listens = strcmp(block, "listen") == 0;
-	if (url->scheme != SCHEME_TCP && url->scheme != SCHEME_TLS && url->scheme != SCHEME_UNIX && !(listens && url->scheme == SCHEME_UDP))
-		problems_add_at(at->problems, at->file, at->line, "this version cannot %s \"%s\": use tcp://, tls://%s or unix://",
-		                listens ? "listen on" : "connect to", text, listens ? ", udp://" : "");
+	bool listens = strcmp(block, "listen") == 0, stream = url->scheme == SCHEME_TCP || url->scheme == SCHEME_TLS || url->scheme == SCHEME_UNIX;
+	if (!stream && !listens)
+		problems_add_at(at->problems, at->file, at->line, "this version cannot connect to \"%s\": use tcp://, tls:// or unix://", text);
 	if (url->scheme == SCHEME_UNIX && at->file && !addr_from_path(&a, url->path))
 		problems_add_at(at->problems, at->file, at->line, "\"%s\": the path of a socket has %zu bytes at most", *url_text,
 		                sizeof a.un.sun_path - 1);
@@ -159,11 +158,22 @@ static void check_handler(const struct place *at, const char *block, const char 
 		problems_add_at(at->problems, at->file, at->line, "%s \"%s\" needs a handler: { handler = \"…\" }", block, url);
 }
 
+/* Reports options that a socket would have needed when it was opened, which others have done. */
+static void check_given(const struct place *at, const char *url, const struct value *table)
+{
+	static const char *const late[] = {"backlog", "reuse_port", "mode"};
+
+	for (size_t i = 0; i < sizeof late / sizeof late[0]; i++)
+		if (given(table, late[i]))
+			problems_add_at(at->problems, at->file, at->line, "'%s' in listen \"%s\": the socket is open already, this belongs where it was made",
+			                late[i], url);
+}
+
 /* Reports options that make no sense for datagrams. */
 static void check_datagrams(const struct place *at, const char *url, const struct value *table)
 {
 	static const char *const senseless[] = {
-		"backlog", "max_connections", "max_connections_per_address", "nodelay", "keepalive", "tls"};
+		"backlog", "max_connections", "max_connections_per_address", "nodelay", "keepalive", "tls", "proxy_protocol"};
 
 	for (size_t i = 0; i < sizeof senseless / sizeof senseless[0]; i++)
 		if (given(table, senseless[i]))
@@ -184,7 +194,9 @@ static void make_listen(const struct place *at, struct listen_conf *l, const cha
 	check_flow(at, "listen", &l->flow, table);
 	if (l->url_text && l->url.scheme == SCHEME_UDP)
 		check_datagrams(at, url, table);
-	if (l->url_text && l->url.scheme != SCHEME_UNIX && l->mode >= 0)
+	if (l->url_text && l->url.scheme == SCHEME_FD)
+		check_given(at, url, table);
+	else if (l->url_text && l->url.scheme != SCHEME_UNIX && l->mode >= 0)
 		problems_add_at(at->problems, at->file, at->line, "'mode' in listen \"%s\": only a unix:// socket has permissions", url);
 }
 

@@ -120,7 +120,11 @@ static const struct option_def listens[] = {
      .help = "Share the address with other listeners that say so too (SO_REUSEPORT)"},
 	{"mode", OPTION_MODE, MEMBER(listen_conf, mode), .fallback = "nil", .reloadable = true,
      .help = "Permissions of a unix:// socket, such as \"0660\"; by the umask if not given"},
+	{"proxy_protocol", OPTION_NETWORKS, MEMBER(listen_conf, proxy_protocol), .fallback = "{}", .reloadable = true,
+     .help = "Networks of proxies (or \"unix\") whose PROXY header tells the client's address; others may not connect then"},
 };
+
+static const char *const proxy_versions[] = {"none", "v1", "v2", NULL};
 
 static const struct option_def connects[] = {
 	{"handler", OPTION_STRING, MEMBER(connect_conf, handler), .fallback = "nil", .reloadable = true,
@@ -134,6 +138,8 @@ static const struct option_def connects[] = {
      .help = "Seconds after its end at which the connection is tried again; never if not given"},
 	{"bind", OPTION_ADDRESS, MEMBER(connect_conf, bind), .fallback = "nil", .reloadable = true,
      .help = "Local address to connect from: \"host\" or \"host:port\", numeric"},
+	{"proxy_protocol", OPTION_CHOICE, MEMBER(connect_conf, proxy_protocol), .fallback = "\"none\"", .choices = proxy_versions,
+     .reloadable = true, .help = "Begin with a PROXY header: \"v1\" or \"v2\""},
 	FLOW_OPTIONS(connect_conf),
 };
 

@@ -719,6 +719,32 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	watch(c);
 }
 
+/* Names told by somebody else. */
+void conn_set_names(struct conn *c, const struct addr *peer, const struct addr *local)
+{
+	c->peer = *peer;
+	if (!c->local)
+		c->local = mem_zalloc(sizeof *c->local);
+	*c->local = *local;
+}
+
+/* The local address. */
+bool conn_local(const struct conn *c, struct addr *a)
+{
+	*a = c->local ? *c->local : (struct addr){0};
+	return c->local ? a->length > 0 : c->fd >= 0 && sock_local(c->fd, a);
+}
+
+/* The very first bytes. */
+void conn_prepend(struct conn *c, const void *bytes, size_t length)
+{
+	evbuffer_unfreeze(c->output, 1);
+	if (evbuffer_prepend(c->output, bytes, length) < 0)
+		conn_end_errno(c, ENOMEM);
+	evbuffer_freeze(c->output, 1);
+	account(c);
+}
+
 /* Takes over what was adopted. */
 void conn_adopt(struct conn *c, const struct adopted *a)
 {
@@ -1202,6 +1228,7 @@ static void reap(struct conn *c)
 	conns->loop->stats->connections = conns->count;
 	conns->loop->stats->connections_closed++;
 	free(c->end_text);
+	free(c->local);
 	free(c);
 }
 

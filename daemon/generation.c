@@ -242,7 +242,7 @@ static bool same_block(const struct connect_conf *a, const struct connect_conf *
 	const char *bind_a = a->bind ? a->bind : "", *bind_b = b->bind ? b->bind : "";
 
 	return strcmp(a->url_text, b->url_text) == 0 && strcmp(a->handler, b->handler) == 0 && value_equal(&a->args, &b->args) &&
-	       strcmp(bind_a, bind_b) == 0;
+	       strcmp(bind_a, bind_b) == 0 && a->proxy_protocol == b->proxy_protocol;
 }
 
 /* Takes a connection over from the dialer of the same block, if there is one. False: there is none, or nothing is left of it that

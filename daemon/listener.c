@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include <uthash.h>
 
+#include "activation.h"
 #include "conn.h"
 #include "log.h"
 #include "mem.h"
@@ -109,9 +110,67 @@ static void free_if_done(struct listener *l)
 		HASH_DEL(l->addresses, entry);
 		free(entry);
 	}
+	free(l->proxies);
 	free(l->url);
 	free(l->name);
 	free(l);
+}
+
+/* Whom a connection stands for. */
+const struct addr *listener_client(const struct listener *l, const struct addr *peer)
+{
+	return l->header && l->header->named ? &l->header->peer : peer;
+}
+
+/* A connection may begin, unless its address has too many. */
+static void admit(struct listener *l, int fd, const struct addr *peer, const struct proxyproto *header)
+{
+	l->header = header;
+	if (count_address(l, listener_client(l, peer))) {
+		l->on_accept(l, fd, peer);
+	} else {
+		l->loop->stats->connections_refused++;
+		l->live--;
+		close(fd);
+	}
+	l->header = NULL;
+}
+
+/* Does it come from a proxy that we trust? */
+static bool is_proxy(const struct listener *l, const struct addr *peer)
+{
+	for (size_t i = 0; i < l->proxy_count; i++)
+		if (network_has(&l->proxies[i], peer))
+			return true;
+	return false;
+}
+
+/* A PROXY header is complete. */
+static void on_header(void *data, int fd, const struct addr *peer, const struct proxyproto *header)
+{
+	struct listener *l = data;
+
+	l->busy = true; /* on_accept may close it */
+	admit(l, fd, peer, header);
+	l->busy = false;
+	if (l->fd >= 0)
+		watch(l);
+	free_if_done(l);
+}
+
+/* It will not be. Who connects and leaves without a word only looks whether we are there. */
+static void on_no_header(void *data, int fd, const struct addr *peer, const char *why)
+{
+	struct listener *l = data;
+	char text[ADDR_TEXT_SIZE];
+
+	close(fd);
+	l->live--;
+	l->loop->stats->proxy_headers_refused += why != NULL;
+	if (why)
+		log_event(LEVEL_INFO, &(struct log_context){.listener = l->name, .peer = addr_format(peer, text)}, "PROXY header refused: %s", why);
+	if (l->fd >= 0)
+		watch(l);
 }
 
 /* Connections wait: accepts a batch, so that a flood leaves the others their turn. */
@@ -132,13 +191,13 @@ static void on_acceptable(evutil_socket_t fd, short what, void *data)
 			break;
 		}
 		l->loop->stats->connections_accepted++;
-		if (!count_address(l, &peer)) {
-			l->loop->stats->connections_refused++;
-			close(client);
-			continue;
-		}
 		l->live++;
-		l->on_accept(l, client, &peer);
+		if (!l->proxy_count)
+			admit(l, client, &peer, NULL);
+		else if (is_proxy(l, &peer))
+			preface_start(&l->prefaces, client, &peer);
+		else
+			on_no_header(l, client, &peer, "it is not from a trusted network");
 		watch(l);
 	}
 	l->busy = false;
@@ -168,6 +227,8 @@ static char *make_name(const struct listen_conf *conf, const struct addr *local)
 {
 	char text[ADDR_TEXT_SIZE];
 
+	if (conf->url.scheme == SCHEME_FD)
+		return mem_printf("%s://%s", local->any.sa_family == AF_UNIX ? "unix" : "tcp", addr_format(local, text));
 	if (conf->url.scheme == SCHEME_UNIX)
 		return mem_strdup(conf->url_text);
 	return mem_printf("%s://%s", scheme_name(conf->url.scheme), addr_format(local, text));
@@ -216,6 +277,31 @@ int listener_bind(const struct listen_conf *conf, struct addr *a, char **why)
 	return fd;
 }
 
+/* Takes one that the process was started with; -1 with errno and a reason. */
+static int take_given(struct loop *loop, const struct listen_conf *conf, struct activation_socket **given, char **why)
+{
+	char *reason = NULL;
+	int fd = activation_take(loop->activation, conf->url.path, given, &reason), saved = errno;
+
+	if (fd < 0)
+		*why = mem_printf("listen %s: %s", conf->url_text, reason);
+	free(reason);
+	errno = saved;
+	return fd;
+}
+
+/* Takes over the networks of proxies, and how long a header may take. */
+static void set_proxies(struct listener *l, const struct listen_conf *conf)
+{
+	free(l->proxies);
+	l->proxy_count = 0;
+	l->proxies = mem_zalloc((conf->proxy_protocol.count + 1) * sizeof *l->proxies);
+	for (size_t i = 0; i < conf->proxy_protocol.count; i++)
+		if (network_parse(&l->proxies[l->proxy_count], conf->proxy_protocol.items[i]))
+			l->proxy_count++;
+	l->prefaces.timeout_ns = conf->tls ? conf->tls->handshake_timeout_ns : LISTENER_HEADER_NS;
+}
+
 /* Makes a listener of a descriptor that listens, which is closed where that fails. */
 static struct listener *make_listener(struct loop *loop, const struct listen_conf *conf, int fd,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
@@ -233,6 +319,8 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 	l->max_per_address = conf->max_connections_per_address;
 	l->on_accept = on_accept;
 	l->user = user;
+	l->prefaces = (struct prefaces){.loop = loop, .on_header = on_header, .on_failure = on_no_header, .data = l};
+	set_proxies(l, conf);
 	timer_init(&l->retry, on_retry, l);
 	loop->stats->listeners++;
 	l->event = event_new(loop->base, fd, EV_READ | EV_PERSIST, on_acceptable, l);
@@ -253,12 +341,17 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
 {
+	struct activation_socket *given = NULL;
 	struct addr a;
+	int fd = conf->url.scheme == SCHEME_FD ? take_given(loop, conf, &given, why) : listener_bind(conf, &a, why);
 
-	int fd = listener_bind(conf, &a, why);
 	if (fd < 0)
 		return NULL;
 	struct listener *l = make_listener(loop, conf, fd, on_accept, user, why);
+	if (l)
+		l->given = given;
+	else if (given)
+		given->taken = false;
 	if (l && conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
 		remember_file(l, conf->url.path);
 	return l;
@@ -284,7 +377,8 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 {
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
-	if (!l->datagrams && listen(l->fd, conf->backlog) < 0)
+	set_proxies(l, conf);
+	if (!l->datagrams && !l->given && listen(l->fd, conf->backlog) < 0)
 		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
 	if (l->unlink_path && conf->mode >= 0 && chmod(l->unlink_path, (mode_t)conf->mode) < 0)
 		log_warn("listen %s: mode: %s", l->name, errno_text(errno));
@@ -295,6 +389,7 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 void listener_pause(struct listener *l)
 {
 	l->paused = true;
+	prefaces_pause(&l->prefaces, true);
 	watch(l);
 }
 
@@ -302,6 +397,7 @@ void listener_pause(struct listener *l)
 void listener_resume(struct listener *l)
 {
 	l->paused = false;
+	prefaces_pause(&l->prefaces, false);
 	watch(l);
 }
 
@@ -334,6 +430,9 @@ void listener_close(struct listener *l)
 	timer_stop(l->loop, &l->retry);
 	remove_file(l);
 	close(l->fd);
+	if (l->given)
+		l->given->taken = false;
 	l->fd = -1;
+	l->live -= prefaces_clear(&l->prefaces);
 	free_if_done(l);
 }

@@ -12,6 +12,7 @@
 
 #include "lua_arg.h"
 #include "mem.h"
+#include "proxyproto.h"
 #include "sock.h"
 
 static const char handle_key; /* its address is the key of the handle in an instance */
@@ -64,6 +65,7 @@ static int handle_gc(lua_State *L)
 
 	free(lc->names);
 	free(lc->hostname);
+	free(lc->proxy_for);
 	free(lc->listens);
 	free(lc->child);
 	tls_context_unref(lc->tls);
@@ -71,6 +73,7 @@ static int handle_gc(lua_State *L)
 		free((char *)lc->label);
 	lc->names = NULL;
 	lc->hostname = NULL;
+	lc->proxy_for = NULL;
 	lc->listens = NULL;
 	lc->child = NULL;
 	lc->tls = NULL;
@@ -359,7 +362,7 @@ void lua_conn_keep_names(struct lua_conn *lc)
 		lc->names = mem_zalloc(sizeof *lc->names);
 	lc->names->peer = lc->c->peer;
 	lc->names->flow = lc->c->flow;
-	if (lc->c->fd >= 0 && !lc->c->watch_only && !sock_local(lc->c->fd, &lc->names->local))
+	if (lc->c->fd >= 0 && !lc->c->watch_only && !conn_local(lc->c, &lc->names->local))
 		lc->names->local.length = 0;
 }
 
@@ -657,6 +660,18 @@ void lua_conn_begin(lua_State *L, struct lua_conn *lc, int args, int count, int 
 	vm_unref(lc->vm, &b.function_ref);
 }
 
+/* Begins with a PROXY header: for a client, or for ourselves. */
+static void say_proxy_header(struct lua_conn *lc, int fd, const struct addr *peer)
+{
+	unsigned char bytes[PROXYPROTO_MAX_WRITTEN];
+	struct lua_conn_names own = {.local = *peer};
+	const struct lua_conn_names *names = lc->proxy_for ? lc->proxy_for : &own;
+
+	if (!sock_local(fd, &own.peer))
+		own.peer.length = 0;
+	conn_prepend(lc->c, bytes, proxyproto_write(bytes, (enum proxyproto_version)lc->proxy_version, &names->peer, &names->local));
+}
+
 /* connection_completed(self) */
 static void on_connected(void *data, int fd, const struct addr *peer, const char *code, const char *why)
 {
@@ -670,6 +685,8 @@ static void on_connected(void *data, int fd, const struct addr *peer, const char
 		return;
 	}
 	lc->vm->options.loop->stats->connections_opened++;
+	if (lc->proxy_version)
+		say_proxy_header(lc, fd, peer);
 	conn_open(lc->c, fd, peer);
 	if (lc->c->state == CONN_ENDING)
 		return;
@@ -719,13 +736,15 @@ void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct 
 	vm_enter(vm, &a.call);
 	if (!a.lc) { /* no memory for it */
 		close(fd);
-		listener_release(l, peer);
+		listener_release(l, listener_client(l, peer));
 		return;
 	}
 	a.lc->handler = handler;
 	a.lc->listener = l;
 	a.lc->label = l->name;
 	conn_open(a.lc->c, fd, peer);
+	if (l->header && l->header->named)
+		conn_set_names(a.lc->c, &l->header->peer, &l->header->local);
 	if (tls)
 		(void)!tls_start(a.lc->c, tls, NULL, &lua_conn_tls_events);
 	begin(a.lc, &b);

@@ -202,7 +202,7 @@ static int l_get_sockname(lua_State *L)
 	struct addr local = {0};
 
 	if (lc->c && lc->c->fd >= 0)
-		(void)!sock_local(lc->c->fd, &local);
+		(void)!conn_local(lc->c, &local);
 	else if (lc->names && (!lc->c || lc->c->state == CONN_ENDING)) /* it has ended, or was detached */
 		local = lc->names->local;
 	return arg_push_addr(L, &local);

@@ -474,11 +474,19 @@ struct target {
 	uint64_t timeout_ns;
 	struct flow flow;
 	const struct tls_conf *tls_conf; /* NULL: plain */
+	int proxy_version; /* of a PROXY header to begin with, 0: none */
+	struct lua_conn_names proxy_for; /* whose addresses it tells, with has_proxy_for */
+	bool has_proxy_for;
 };
 
 /* Starts a new connection towards its target. */
 static void start(struct lua_conn *lc, const struct target *t, struct tls_context *tls)
 {
+	lc->proxy_version = t->proxy_version;
+	if (t->has_proxy_for) {
+		lc->proxy_for = mem_alloc(sizeof *lc->proxy_for);
+		*lc->proxy_for = t->proxy_for;
+	}
 	if (tls)
 		lua_conn_use_tls(lc, tls, t->host);
 	else
@@ -557,6 +565,7 @@ static void set_conf(lua_State *L, struct target *t, const struct connect_conf *
 	t->flow = conf->flow;
 	t->timeout_ns = conf->connect_timeout_ns;
 	t->tls_conf = conf->tls;
+	t->proxy_version = conf->proxy_protocol;
 	if (conf->url.scheme == SCHEME_UNIX) {
 		set_path(L, t, conf->url.path);
 	} else {
@@ -578,6 +587,39 @@ static void set_conf(lua_State *L, struct target *t, const struct connect_conf *
 		free(text);
 		free(any_port);
 	}
+}
+
+/* Takes proxy_for, a connection, out of the options at index 1, of which a copy takes the place: the rest is plain data. */
+static void take_proxy_for(lua_State *L, struct target *t)
+{
+	if (lua_getfield(L, 1, "proxy_for") == LUA_TNIL) {
+		lua_pop(L, 1);
+		return;
+	}
+	struct lua_conn *client = lua_conn_test(L, -1);
+	if (!client)
+		luaL_argerror(L, 1, lua_pushfstring(L, "proxy_for must be a connection, got %s", luaL_typename(L, -1)));
+	if (lua_getfield(L, 1, "proxy_protocol") == LUA_TNIL)
+		luaL_argerror(L, 1, "proxy_for needs proxy_protocol");
+	t->has_proxy_for = true;
+	if (client->c) {
+		t->proxy_for.peer = client->c->peer;
+		(void)!conn_local(client->c, &t->proxy_for.local);
+	} else if (client->names) {
+		t->proxy_for = *client->names;
+	}
+	lua_pop(L, 2);
+	lua_newtable(L);
+	lua_pushnil(L);
+	while (lua_next(L, 1)) {
+		lua_pushvalue(L, -2);
+		lua_insert(L, -2);
+		if (lua_type(L, -2) == LUA_TSTRING && strcmp(lua_tostring(L, -2), "proxy_for") == 0)
+			lua_pop(L, 2);
+		else
+			lua_rawset(L, -4);
+	}
+	lua_replace(L, 1);
 }
 
 /* connect(host, port, handler, ...), connect(url, handler, ...), connect({url = …, …}, handler, ...) */
@@ -607,6 +649,8 @@ static int l_connect(lua_State *L)
 		}
 		return connect_to(L, &t, 3, last);
 	}
+	if (options)
+		take_proxy_for(L, &t);
 	url = options ? url_option(L, 1) : lua_tostring(L, 1);
 	struct connect_conf *conf = push_conf(L, sizeof *conf, connect_conf_gc);
 	struct value v = read_options(L, options);

@@ -25,7 +25,7 @@ static const struct relay_events events = {.on_target_end = on_target_end, .on_c
 
 /* proxy_incoming_to(target[, bufsize[, length]]): sizes in bytes, 0 and nil: the target's high-water mark, and no limit. True, or nil,
  * message, code: "ENOTCONN" where either has ended, "EPIPE" where the target is closed for writing, "EBUSY" where another connection
- * feeds it. Also em.enable_proxy(from, to[, bufsize[, length]]). */
+ * feeds it, "EOPNOTSUPP" where either carries no stream. Also em.enable_proxy(from, to[, bufsize[, length]]). */
 static int l_proxy_incoming_to(lua_State *L)
 {
 	struct lua_conn *from = lua_conn_check(L, 1), *to = lua_conn_check(L, 2);

@@ -16,7 +16,7 @@
 
 static const char *const type_names[] = {"string",  "path",   "search path", "folders", "boolean", "integer", "size",
                                          "seconds", "choice", "keepalive",   "mode",    "address", "addresses", "PEM",     "host name",
-                                         "strings", "switch", "table",       "list"};
+                                         "strings", "networks", "switch", "table",       "list"};
 
 /* The member of the struct at base. */
 static void *member(const struct option_def *o, void *base)
@@ -76,6 +76,7 @@ static char *expectation(const struct option_def *o)
 	case OPTION_PEM: return mem_strdup("a path, or PEM text");
 	case OPTION_HOSTNAME: return mem_strdup("a host name, or false");
 	case OPTION_STRINGS: return mem_strdup("a list of texts such as { \"h2\", \"http/1.1\" }");
+	case OPTION_NETWORKS: return mem_strdup("a list of networks such as { \"127.0.0.0/8\", \"::1\", \"unix\" }");
 	case OPTION_SWITCH: return mem_strdup("true or false");
 	case OPTION_TABLE: return mem_strdup("a table");
 	case OPTION_LIST: return mem_strdup("a list such as { \"lobby\", 5 }");
@@ -207,6 +208,19 @@ static bool set_strings(const struct option_def *o, void *base, const struct val
 	return true;
 }
 
+/* A list of networks. */
+static bool set_networks(const struct option_def *o, void *base, const struct value *v, char **why)
+{
+	struct network n;
+
+	for (size_t i = 0; v->kind == VALUE_TABLE && i < v->table.count; i++) {
+		const struct value *item = &v->table.fields[i].value;
+		if (is_text(item) && !network_parse(&n, item->string.bytes))
+			return refuse(o, item, why);
+	}
+	return set_strings(o, base, v, NULL, why);
+}
+
 /* A list of positional values; holes are nils. */
 static bool set_list(const struct option_def *o, void *base, const struct value *v, char **why)
 {
@@ -326,6 +340,7 @@ bool option_set(const struct option_def *o, void *base, const struct value *v, c
 		return true;
 	case OPTION_FOLDERS: return set_strings(o, base, v, file, why);
 	case OPTION_STRINGS: return set_strings(o, base, v, NULL, why);
+	case OPTION_NETWORKS: return set_networks(o, base, v, why);
 	case OPTION_ADDRESSES: return set_addresses(o, base, v, why);
 	case OPTION_LIST: return set_list(o, base, v, why);
 	case OPTION_ADDRESS: return set_address(o, base, v, why);
@@ -463,6 +478,7 @@ void option_clear(const struct option_def *o, void *base)
 		break;
 	case OPTION_FOLDERS:
 	case OPTION_STRINGS:
+	case OPTION_NETWORKS:
 	case OPTION_ADDRESSES:
 		s = member(o, base);
 		for (size_t i = 0; i < s->count; i++)
@@ -576,6 +592,7 @@ json_t *option_json(const struct option_def *o, const void *base)
 	case OPTION_SWITCH: return number < 0 ? json_null() : json_boolean(number);
 	case OPTION_FOLDERS:
 	case OPTION_STRINGS:
+	case OPTION_NETWORKS:
 	case OPTION_ADDRESSES:
 		json = json_array();
 		for (size_t i = 0; i < s->count; i++)

@@ -123,6 +123,11 @@ bool relay_start(struct conn *from, struct conn *to, size_t bufsize, uint64_t le
 		*why = "closed";
 		return false;
 	}
+	if (from->watch_only || from->transport || to->watch_only || to->transport) {
+		*code = "EOPNOTSUPP";
+		*why = "not on a datagram socket or a watch";
+		return false;
+	}
 	if (!conn_usable(to) || to->write_error) {
 		*code = "ENOTCONN";
 		*why = "the target is closed";

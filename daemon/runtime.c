@@ -57,6 +57,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 {
 	memset(r, 0, sizeof *r);
 	signal(SIGPIPE, SIG_IGN);
+	r->activation = activation_new();
 	rlim_t descriptor_limit = raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);
@@ -68,6 +69,7 @@ bool runtime_open(struct runtime *r, const struct config *config, char **why)
 		runtime_close(r);
 		return false;
 	}
+	r->loop->activation = r->activation;
 	r->conns = conns_new(r->loop, SIZE_MAX);
 	r->watches = watches_new(r->loop);
 	r->resolver = resolver_new(r->loop);
@@ -111,6 +113,7 @@ void runtime_close(struct runtime *r)
 	if (r->loop && r->loop->timers)
 		timers_close(r->loop);
 	loop_free(r->loop);
+	activation_free(r->activation);
 	free(r->library_dir);
 	*r = (struct runtime){.stats = r->stats};
 }

@@ -559,6 +559,7 @@ static bool start(struct service *s, struct config *config, struct problems *pro
 			listener_resume(p->l);
 			log_info("listening on %s", p->l->name);
 		}
+		activation_log_unused(s->runtime.activation);
 		ok = true;
 	}
 	shared_config_release(shared);

@@ -59,6 +59,17 @@ char *addr_format(const struct addr *a, char text[ADDR_TEXT_SIZE]);
 char *addr_host(const struct addr *a, char text[ADDR_TEXT_SIZE]);
 uint16_t addr_port(const struct addr *a); /* 0 where the family has none */
 void addr_set_port(struct addr *a, uint16_t port);
+
+/* Addresses that begin alike. */
+struct network {
+	struct addr base; /* any port; length 0: Unix sockets */
+	unsigned bits;
+};
+
+/* Takes "10.0.0.0/8", "2001:db8::/32", "::1" (that address alone) or "unix" (every peer on a Unix socket). */
+bool network_parse(struct network *n, const char *text) __attribute__((warn_unused_result));
+bool network_has(const struct network *n, const struct addr *a); /* IPv4 in IPv6's clothes is IPv4 */
+
 bool addr_same_host(const struct addr *a, const struct addr *b); /* ports aside, for limits per address; never for unix */
 
 #endif

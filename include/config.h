@@ -65,6 +65,7 @@ struct listen_conf {
 	uint64_t max_connections_per_address; /* 0: no limit */
 	bool reuse_port;
 	int mode; /* unix: permissions of the socket file, -1: by umask */
+	struct strings proxy_protocol; /* networks of proxies, for network_parse; not empty: every connection begins with a PROXY header */
 	struct tls_conf *tls; /* NULL: plain */
 };
 
@@ -81,6 +82,7 @@ struct connect_conf {
 	uint64_t reconnect_ns; /* wait after an end before the next attempt; meaningful with has_reconnect */
 	bool has_reconnect;
 	char *bind; /* local "host:port", or NULL */
+	int proxy_protocol; /* version of the PROXY header to begin with, 0: none */
 	struct tls_conf *tls; /* NULL: plain */
 };
 

@@ -175,6 +175,7 @@ struct conn {
 	const char *end_why;         /* in words */
 	char *end_text;              /* end_why where it had to be made */
 	struct addr peer;            /* length 0: unknown */
+	struct addr *local;          /* where a PROXY header says that the client connected to, NULL: ask the socket */
 	struct conn *next_dirty, *next_ending;
 	struct conn *previous, *next; /* all of the loop's */
 };
@@ -200,6 +201,15 @@ struct conn *conn_new(struct conns *conns, const struct flow *flow, const struct
 
 /* Gives it its descriptor, which it owns from now on: it is open, input flows, what was queued is sent. peer may be NULL. */
 void conn_open(struct conn *c, int fd, const struct addr *peer);
+
+/* Whose the connection is by a PROXY header: peer and local address are copied. */
+void conn_set_names(struct conn *c, const struct addr *peer, const struct addr *local);
+
+/* The local address; false if there is none. */
+bool conn_local(const struct conn *c, struct addr *a) __attribute__((warn_unused_result));
+
+/* Puts bytes in front of all that is queued, and of what a filter will make. Before there is a descriptor. */
+void conn_prepend(struct conn *c, const void *bytes, size_t length);
 
 /* The same for a descriptor that comes from outside; a is copied. One direction alone will do. */
 void conn_adopt(struct conn *c, const struct adopted *a);

@@ -10,12 +10,15 @@
 #include "addr.h"
 #include "config.h"
 #include "loop.h"
+#include "preface.h"
 #include "timer.h"
 
 #define LISTENER_BATCH 64              /* connections accepted in one pass at most */
+#define LISTENER_HEADER_NS 10000000000u /* for a PROXY header, where TLS has no limit of its own */
 #define LISTENER_RETRY_NS 100000000u   /* wait after an accept that failed for want of descriptors or memory */
 
 struct address_count;
+struct activation_socket;
 
 struct listener {
 	struct loop *loop;
@@ -39,9 +42,14 @@ struct listener {
 	uint64_t told_ns;            /* when the log last heard of starvation */
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer); /* takes fd over */
 	void *user;
+	struct network *proxies;     /* from where connections come with a PROXY header, and from nowhere else; none: without one */
+	size_t proxy_count;
+	struct prefaces prefaces;    /* those that have not said it yet; they are among the live */
+	const struct proxyproto *header; /* during on_accept: what it said, or NULL */
+	struct activation_socket *given; /* what it works on a duplicate of, NULL: a socket of its own */
 };
 
-/* Opens a listener as its block says. NULL with errno and the reason in *why (caller frees): "listen tcp://…: Address already in use". */
+/* Opens a listener as its block says, or takes a socket that the process was started with (fd://). NULL with errno and the reason in *why (caller frees): "listen tcp://…: Address already in use". */
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
 
@@ -57,7 +65,10 @@ void listener_update(struct listener *l, const struct listen_conf *conf);
 void listener_pause(struct listener *l);
 void listener_resume(struct listener *l);
 
-/* One accepted connection from that peer has ended. */
+/* During on_accept: whom a connection from that peer stands for, by its PROXY header. */
+const struct addr *listener_client(const struct listener *l, const struct addr *peer);
+
+/* One accepted connection has ended; peer is whom it stood for. */
 void listener_release(struct listener *l, const struct addr *peer);
 
 /* Closes the socket and removes its file; the struct goes with the last accepted connection. */

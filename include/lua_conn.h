@@ -44,6 +44,8 @@ struct lua_conn {
 	const char *label;          /* URL of its listener or target, for the log; owned unless it is the listener's */
 	char *handler;              /* name of its handler for the log, or NULL; borrowed for the VM's lifetime */
 	struct tls_context *tls;    /* of a tls:// connection: used again by reconnect; else NULL */
+	int proxy_version;          /* of the PROXY header that an outgoing connection begins with, 0: none */
+	struct lua_conn_names *proxy_for; /* whose addresses it tells, NULL: its own */
 	char *hostname;             /* whom it was to be connected to, NULL: nobody by name */
 	uint64_t signature;
 	uint64_t connect_timeout_ns;

@@ -29,6 +29,7 @@ enum option_type {
 	OPTION_PEM,         /* char *: PEM text, or a path relative to the file */
 	OPTION_HOSTNAME,    /* char *; NULL: none said, "": false */
 	OPTION_STRINGS,     /* struct strings */
+	OPTION_NETWORKS,    /* struct strings, each for network_parse */
 	OPTION_SWITCH,      /* int: -1 not said, else 0 or 1 */
 	OPTION_TABLE,       /* struct value: any table, or nil */
 	OPTION_LIST         /* struct value: a table of positional values, or nil */

@@ -4,6 +4,7 @@
 #ifndef REACTORD_RUNTIME_H
 #define REACTORD_RUNTIME_H
 
+#include "activation.h"
 #include "config.h"
 #include "conn.h"
 #include "guard.h"
@@ -23,6 +24,7 @@ struct runtime {
 	struct resolver *resolver;
 	struct processes *processes;
 	struct guard *guard;
+	struct activation *activation;
 	struct tls_contexts *tls;
 	char *library_dir;     /* shipped handlers and em/ */
 };

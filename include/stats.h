@@ -15,6 +15,7 @@
 	X(connections_failed, counter, "outgoing connections that could not be established") \
 	X(connections_closed, counter, "connections ended, for whatever reason")             \
 	X(connections_refused, counter, "connections closed at once by a limit")             \
+	X(proxy_headers_refused, counter, "connections closed for want of a proper PROXY header from a proxy we trust") \
 	X(connections, gauge, "connections open now")                                        \
 	X(listeners, gauge, "listeners open now")                                            \
 	X(timers, gauge, "timers of scripts that wait now")                                  \

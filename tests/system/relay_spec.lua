@@ -269,6 +269,36 @@ describe("a relay", function()
     assert.matches("\n0\n$", r.out)
   end)
 
+  it("is refused where there is no stream", function()
+    local r = t.script [[
+      local em = require "em"
+      local udp = em.open_datagram_socket("127.0.0.1", 0)
+      local c = em.connect("127.0.0.1", 1)
+      print(udp:proxy_incoming_to(c))
+      print(em.enable_proxy(c, udp))
+      udp:close_connection()
+    ]]
+    assert.equal(("nil\tnot on a datagram socket or a watch\tEOPNOTSUPP\n"):rep(2), r.out)
+  end)
+
+  it("passes a child's output on, to its tail", function()
+    local port, server, d = start [[
+      function Front:begin(to)
+        local child = assert(em.popen({ "sh", "-c", "head -c 3000000 /dev/zero; echo the end" }))
+        child:proxy_incoming_to(self, 65536)
+        self:proxy_incoming_to(to)
+      end
+    ]]
+    local c = t.connect(port)
+    t.sys.sleep(0.1)
+    local bytes = c:receive_all()
+    assert.equal(3000008, #bytes)
+    assert.equal("the end\n", bytes:sub(-8))
+    c:close()
+    server:close()
+    d:stop()
+  end)
+
   it("tells the source when its target ends; later data comes to receive_data", function()
     local port, server, d = start [[
       function Front:proxy_target_unbound() out("target unbound"); self:send_data("alone") end

@@ -237,12 +237,61 @@ static void hosts_are_compared_without_ports(void **state)
 	assert_false(addr_same_host(&a, &b));
 }
 
+/* Networks, and who belongs to them. */
+static void networks_have_their_addresses(void **state)
+{
+	static const struct {
+		const char *network, *address;
+		bool has;
+	} cases[] = {
+		{"127.0.0.0/8", "127.255.0.1", true},
+		{"127.0.0.0/8", "128.0.0.1", false},
+		{"127.0.0.0/8", "::ffff:127.0.0.1", true},
+		{"127.0.0.0/8", "::1", false},
+		{"192.0.2.1", "192.0.2.1", true},
+		{"192.0.2.1", "192.0.2.2", false},
+		{"192.0.2.129/25", "192.0.2.128", true},
+		{"192.0.2.129/25", "192.0.2.127", false},
+		{"0.0.0.0/0", "203.0.113.5", true},
+		{"0.0.0.0/0", "::1", false},
+		{"::/0", "::1", true},
+		{"::/0", "127.0.0.1", false},
+		{"2001:db8::/33", "2001:db8:7fff::1", true},
+		{"2001:db8::/33", "2001:db8:8000::1", false},
+		{"::1", "::1", true},
+		{"::1", "::2", false},
+		{"unix", "/run/x.sock", true},
+		{"unix", "@x", true},
+		{"unix", "127.0.0.1", false},
+		{"0.0.0.0/0", "/run/x.sock", false},
+	};
+	static const char *const wrong[] = {
+		"",     "/", "/8",        "10.0.0.0/",  "10.0.0.0/33", "::/129",       "10.0.0.0/-1",    "10.0.0.0/8x",
+		"10/8", "*", "localhost", "fe80::1%lo", "Unix",        "10.0.0.0/8/8", "10.0.0.0/00008", "1.2.3.4.5"};
+	struct network n;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		struct addr a;
+
+		assert_true(network_parse(&n, cases[i].network));
+		assert_true(addr_from_numeric(&a, cases[i].address, 5) || addr_from_path(&a, cases[i].address));
+		if (network_has(&n, &a) != cases[i].has)
+			fail_msg("%s, %s", cases[i].network, cases[i].address);
+		assert_false(network_has(&n, &(struct addr){0}));
+	}
+	for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+		if (network_parse(&n, wrong[i]))
+			fail_msg("%s", wrong[i]);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(urls_have_one_spelling),   cmocka_unit_test(bad_urls_are_explained),
-		cmocka_unit_test(host_names_have_a_length), cmocka_unit_test(numeric_hosts_become_addresses),
-		cmocka_unit_test(paths_become_addresses),   cmocka_unit_test(hosts_are_compared_without_ports),
+		cmocka_unit_test(networks_have_their_addresses),    cmocka_unit_test(urls_have_one_spelling),
+		cmocka_unit_test(bad_urls_are_explained),           cmocka_unit_test(host_names_have_a_length),
+		cmocka_unit_test(numeric_hosts_become_addresses),   cmocka_unit_test(paths_become_addresses),
+		cmocka_unit_test(hosts_are_compared_without_ports),
 	};
 
 	return cmocka_run_group_tests_name("addr", tests, NULL, NULL);
