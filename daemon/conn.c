@@ -358,6 +358,8 @@ static void write_failed(struct conn *c, int error)
 		watch(c);
 		if (c->feeder)
 			c->tap->wrote(c, false);
+		while (c->sources)
+			end_source(c, errno_code(error), errno_text(error));
 		return;
 	}
 	if (c->state != CONN_OPEN && !c->lost) { /* only the filter's last word did not get through */

@@ -12,7 +12,7 @@
 /* A signal and the function for it. */
 struct lua_signal {
 	struct vm *vm;
-	struct sig *watch;
+	struct sig *watch; /* NULL: the host of the run watches it and delivers */
 	int signo;
 	int function_ref; /* LUA_NOREF: inherited, not claimed yet */
 	struct lua_signal *next;
@@ -39,6 +39,12 @@ static bool is_kept(const struct vm *vm, int signo)
 	if (signo == guard_signal() || is_in(signo, kept_always, sizeof kept_always / sizeof *kept_always))
 		return true;
 	return !vm->options.is_script && is_in(signo, kept_by_service, sizeof kept_by_service / sizeof *kept_by_service);
+}
+
+/* Does the host of a run watch it, to end the run? */
+static bool is_delivered(const struct vm *vm, int signo)
+{
+	return vm->options.is_script && (signo == SIGHUP || signo == SIGINT || signo == SIGTERM);
 }
 
 /* A signal by its name. */
@@ -122,8 +128,7 @@ static int l_on_signal(lua_State *L)
 	if (!*at) {
 		struct lua_signal *s = mem_zalloc(sizeof *s);
 		*s = (struct lua_signal){.vm = vm, .signo = signo, .function_ref = LUA_NOREF};
-		s->watch = sig_watch(vm->options.loop, signo, on_signal, s);
-		if (!s->watch) {
+		if (!is_delivered(vm, signo) && !(s->watch = sig_watch(vm->options.loop, signo, on_signal, s))) {
 			int error = errno;
 			free(s);
 			vm_unref(vm, &ref);
@@ -137,13 +142,15 @@ static int l_on_signal(lua_State *L)
 	return 1;
 }
 
-/* Has the script a function for it? */
-bool lua_signal_taken(const struct vm *vm, int signo)
+/* Delivers what the host has caught. */
+bool lua_signal_deliver(struct vm *vm, int signo)
 {
-	for (const struct lua_signal *s = vm->signals; s; s = s->next)
-		if (s->signo == signo)
-			return s->function_ref != LUA_NOREF;
-	return false;
+	struct lua_signal *s = *find(vm, signo);
+
+	if (!s || s->watch || s->function_ref == LUA_NOREF)
+		return false;
+	on_signal(signo, s);
+	return true;
 }
 
 /* Ends all functions. */

@@ -114,7 +114,7 @@ int privs_become(const struct identity *id)
 	if (already(id->uid, id->gid))
 		return 0;
 	if (syscall(SYS_setgroups, (size_t)id->group_count, id->groups) < 0 || syscall(SYS_setresgid, id->gid, id->gid, id->gid) < 0 ||
-		syscall(SYS_setresuid, id->uid, id->uid, id->uid) < 0)
+	    syscall(SYS_setresuid, id->uid, id->uid, id->uid) < 0)
 		return -1;
 	if (already(id->uid, id->gid))
 		return 0;

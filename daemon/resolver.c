@@ -291,6 +291,27 @@ static void on_answer(void *data, int status, int timeouts, struct ares_addrinfo
 		free(lookup);
 }
 
+/* Answers for localhost and one family: c-ares 1.18 loses memory where the hosts file has it for the other family alone. */
+static void answer_localhost(struct channel *ch, uint16_t port, int family,
+	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why), void *data)
+{
+	struct hostent *entry = NULL;
+	struct addr addresses[8];
+	size_t count = 0;
+
+	if (ares_gethostbyname_file(ch->ares, "localhost", family, &entry) == ARES_SUCCESS) {
+		for (char **at = entry->h_addr_list; *at && count < sizeof addresses / sizeof *addresses; at++) {
+			char text[INET6_ADDRSTRLEN];
+			if (ares_inet_ntop(family, *at, text, sizeof text) && addr_from_numeric(&addresses[count], text, port))
+				count++;
+		}
+		ares_free_hostent(entry);
+	}
+	if (!count && addr_from_numeric(&addresses[0], family == AF_INET6 ? "::1" : "127.0.0.1", port))
+		count = 1;
+	on_done(data, addresses, count, NULL, NULL);
+}
+
 /* Starts a look-up. */
 struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t port, int family, const char *servers,
 	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why), void *data)
@@ -309,6 +330,10 @@ struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t po
 	struct channel *ch = find_channel(r, servers ? servers : r->servers);
 	if (!ch) {
 		on_done(data, NULL, 0, "EAI_FAIL", "cannot start the resolver");
+		return NULL;
+	}
+	if (family != AF_UNSPEC && strcasecmp(host, "localhost") == 0) {
+		answer_localhost(ch, port, family, on_done, data);
 		return NULL;
 	}
 	struct lookup *lookup = mem_zalloc(sizeof *lookup);

@@ -80,7 +80,7 @@ static void on_signal(int signo, void *data)
 {
 	struct run *run = data;
 
-	if (run->vm && lua_signal_taken(run->vm, signo))
+	if (run->vm && lua_signal_deliver(run->vm, signo))
 		return;
 	run->stop = run->ended = true;
 	run->drain_s = 0;

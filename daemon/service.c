@@ -467,7 +467,7 @@ static void on_signal(int signo, void *data)
 	struct service *s = data;
 	bool is_run = !s->options->config_path;
 
-	if (is_run && s->newest && lua_signal_taken(s->newest->vm, signo))
+	if (is_run && s->newest && lua_signal_deliver(s->newest->vm, signo))
 		return;
 	loop_wake(s->runtime.loop);
 	switch (signo) {

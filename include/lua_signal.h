@@ -9,8 +9,8 @@
 /* Puts the functions into the core's table at index 1. */
 void lua_signal_open(lua_State *L);
 
-/* Has the script a function for that signal? */
-bool lua_signal_taken(const struct vm *vm, int signo);
+/* Calls the script's function for a signal that a run watches itself (HUP, INT, TERM). False: there is none. */
+bool lua_signal_deliver(struct vm *vm, int signo);
 
 /* Ends a VM's functions. An heir (or NULL) holds the signals, without a function, until it has had the time to set one: in between they
  * would do what they do by default, which may be to end the process. */

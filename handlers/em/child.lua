@@ -68,10 +68,10 @@ function System:finished(output, status)
   end
 end
 
---- em.system(command, ...[, options][, init][, fn]) -> pid: runs a command and calls fn(output, status) when it has ended. command is a line
--- to be split as popen does, a table of words, or a program whose arguments follow. init(conn) may feed its input and close_write()
--- it; without init there is none. options: popen's, and max_output in bytes (64 MiB): who says more is ended. A command that cannot be
--- executed returns nil, message, code, and fn is not called.
+--- em.system(command, ...[, options][, init][, fn]) -> pid: runs a command and calls fn(output, status) at its end. command is a line
+-- to be split as popen does, a table of words, or a program whose arguments follow. init(conn) may feed its input and close_write() it;
+-- without init there is none. options: popen's, and max_output in bytes (64 MiB): who says more is ended. A command that cannot be executed
+-- returns nil, message, code, and fn is not called.
 local function system(command, ...)
   local rest = table.pack(...)
   local init, fn

@@ -182,7 +182,8 @@ describe("popen", function()
     ]]):format(t.path("here"), t.path("here")), { env = { OURS = "ours", GONE = "gone", NOTIFY_SOCKET = "@x", LISTEN_FDS = "0",
       LISTEN_PID = "1", WATCHDOG_USEC = "1" } })
     for _, wanted in ipairs {
-      'env out="given 5 ours .\\', 'ours out="ours\\', 'cwd out="/usr\\', 'relative out="prog in ' .. t.path("here") .. "\\", 'service out=".\\',
+      'env out="given 5 ours .\\', 'ours out="ours\\', 'cwd out="/usr\\', 'service out=".\\',
+      'relative out="prog in ' .. t.path("here") .. "\\",
     } do
       has(lines, out, wanted)
     end
@@ -315,7 +316,8 @@ E2BIG
     t.write("once.lua", ([[
       local em = require "em"
       em.run(function()
-        em.popen({ "sh", "-c", "grep -E '^Sig(Blk|Ign)' /proc/self/status; ls -l /proc/self/fd; ps -o pgid= -p $PPID; ps -o pgid= -p $$" },
+        em.popen({ "sh", "-c", "grep -E '^Sig(Blk|Ign)' /proc/self/status; ls -l /proc/self/fd;" ..
+            "cut -d ' ' -f 5 /proc/$PPID/stat /proc/$$/stat" },
           { receive_data = function(self, data) self.all = (self.all or "") .. data end,
             unbind = function(self) local f = io.open(%q, "w") f:write(self.all) f:close() em.log.info("child done") end },
           { stderr = "merge" })
