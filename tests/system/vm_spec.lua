@@ -140,7 +140,7 @@ describe("a connection's table", function()
         s:eval "for _ = 1, 300 do collectgarbage('step') end"
       end
     end
-    assert.matches("h%.lua:12: no receive_data", s.d:log())
+    assert.matches("h%.lua:11: no receive_data", s.d:log())
     assert.matches("attempt to call a string value", s.d:log())
   end)
 
