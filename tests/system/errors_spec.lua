@@ -153,7 +153,8 @@ describe("an error object", function()
     ["that is a function"] = { "error(print)", "(error object is a function value)" },
     ["that is a coroutine"] = { "error(coroutine.create(print))", "(error object is a thread value)" },
     ["with __tostring"] = { "error(setmetatable({}, { __tostring = function() return 'in words' end }))", "in words" },
-    ["with a __tostring that raises"] = { "error(setmetatable({}, { __tostring = function() error('again') end }))", "error in error handling" },
+    ["with a __tostring that raises"] = { "error(setmetatable({}, { __tostring = function() error('again') end }))",
+      "error in error handling" },
     ["with a __tostring that gives no string"] = { "error(setmetatable({}, { __tostring = function() return {} end }))",
       "error in error handling" },
     ["with a __tostring that raises itself"] = {
@@ -230,7 +231,8 @@ describe("the error handler", function()
       local H = em.Connection:extend()
       function H:receive_data(data)
         if data == "raise" then em.next_tick(function() error("boom") end) end
-        if data == "one" then em.error_handler(function() say("one") em.error_handler(function() say("two") em.error_handler(nil) end) end) end
+        local function two() say("two") em.error_handler(nil) end
+        if data == "one" then em.error_handler(function() say("one") em.error_handler(two) end) end
         if data == "gone" then em.error_handler(function() say("gone") end) em.error_handler() end
         self:send_data(".")
       end

@@ -45,7 +45,8 @@ describe("em", function()
       local l = {}
       for name in pairs(_G) do
         if not (" _G _VERSION assert collectgarbage coroutine debug dofile error getmetatable io ipairs load loadfile math next os package "
-          .. "pairs pcall print rawequal rawget rawlen rawset require select setmetatable string table tonumber tostring type utf8 warn xpcall ")
+          .. "pairs pcall print rawequal rawget rawlen rawset require select setmetatable string table tonumber tostring type utf8 "
+          .. "warn xpcall ")
           :find(" " .. name .. " ", 1, true) then
           table.insert(l, name)
         end
