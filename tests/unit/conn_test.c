@@ -123,8 +123,9 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
 	(void)state;
+	for (struct conn *c = conns->all; c; c = c->next)
+		c->user = NULL; /* it was the test's own variable */
 	while (conns->all) {
-		conns->all->user = NULL; /* it was the test's own variable */
 		conn_end(conns->all, NULL, "test");
 		loop_turn(loop);
 	}
