@@ -260,6 +260,17 @@ static int l_session_reused(lua_State *L)
 	return 1;
 }
 
+/* uses_tls(): is TLS on, be it that its handshake has not ended yet? */
+static int l_uses_tls(lua_State *L)
+{
+	struct lua_conn *lc = lua_conn_check(L, 1);
+
+	if (!lc->c)
+		return arg_failure(L, "ENOTCONN", "closed");
+	lua_pushboolean(L, tls_session(lc->c) != NULL);
+	return 1;
+}
+
 /* ssl(): is there TLS? */
 static int l_ssl(lua_State *L)
 {
@@ -277,6 +288,7 @@ static const luaL_Reg methods[] = {
 	{"get_sni_hostname", l_get_sni_hostname},
 	{"get_alpn_protocol", l_get_alpn_protocol},
 	{"session_reused", l_session_reused},
+	{"uses_tls", l_uses_tls},
 	{NULL, NULL},
 };
 

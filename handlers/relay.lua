@@ -63,7 +63,18 @@ function Relay:initialize(host, port, options)
   self.to = to
 end
 
+--- A client with TLS must have shown who it is, where that is asked for, before its server hears of it.
 function Relay:post_init()
+  if not self:uses_tls() then
+    self:dial()
+  end
+end
+
+function Relay:ssl_handshake_completed()
+  self:dial()
+end
+
+function Relay:dial()
   local upstream, why = em.connect(self.to, Upstream, self)
   if not upstream then
     em.log.error("%s", why)

@@ -34,9 +34,14 @@ local function start(options)
   options = options or {}
   t.write("whoami.lua", whoami)
   local port = options.port or t.free_port()
-  local d = t.start(('listen "%s://127.0.0.1:%d" { handler = "whoami", proxy_protocol = { %s }%s }\n%s'):format(options.scheme or "tcp", port,
-    options.networks or '"127.0.0.0/8"', options.listen or "", options.more or ""))
+  local d = t.start(('listen "%s://127.0.0.1:%d" { handler = "whoami", proxy_protocol = { %s }%s }\n%s'):format(
+    options.scheme or "tcp", port, options.networks or '"127.0.0.0/8"', options.listen or "", options.more or ""))
   return port, d
+end
+
+-- A line of the file: the same by TLS.
+local function secure_listener(port)
+  return ('listen "tls://127.0.0.1:%d" { handler = "whoami", proxy_protocol = { "127.0.0.1" }, tls = { self_signed = true } }'):format(port)
 end
 
 -- What the daemon's last line says of a counter.
@@ -46,8 +51,8 @@ end
 
 -- HAProxy with those sections, in the foreground; ports that must be open before it counts as started.
 local function haproxy(text, ports)
-  local config = t.write("haproxy.cfg", "global\n  maxconn 200\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 20s\n  timeout server 20s\n"
-    .. text)
+  local defaults = "  mode tcp\n  timeout connect 5s\n  timeout client 20s\n  timeout server 20s\n"
+  local config = t.write("haproxy.cfg", "global\n  maxconn 200\ndefaults\n" .. defaults .. text)
   local log = t.path("haproxy.log")
   local pid = assert(sys.spawn({ "haproxy", "-db", "-f", config }, { stdout = log, stderr = log }))
   local d = t.adopt(pid, log, { counters = false })
@@ -98,7 +103,9 @@ describe("PROXY headers that come in", function()
 
   it("leave the socket's own addresses where they say so", function()
     local port = start()
-    for _, header in ipairs { "PROXY UNKNOWN\r\n", "PROXY UNKNOWN ::1 ::1 5 6\r\n", SIGNATURE .. "\x20\x00\x00\x00", SIGNATURE .. "\x21\x00\x00\x00" } do
+    for _, header in ipairs {
+      "PROXY UNKNOWN\r\n", "PROXY UNKNOWN ::1 ::1 5 6\r\n", SIGNATURE .. "\x20\x00\x00\x00", SIGNATURE .. "\x21\x00\x00\x00",
+    } do
       local c = t.connect(port)
       local _, own = c.sock:getsockname()
       c:send(header .. "x"):expect(("127.0.0.1:%d to 127.0.0.1:%d: x"):format(own, port))
@@ -124,8 +131,10 @@ describe("PROXY headers that come in", function()
 
   it("are required: whatever else comes is closed, and the handler never hears of it", function()
     local port, d = start()
-    local wrong = { "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01", "PROXY TCP4 1.2.3.4\r\n", SIGNATURE .. "\x31", SIGNATURE .. "\x21\x11\xff\xff" .. ("x"):rep(65535),
-      "PROXY UNKNOWN " .. ("x"):rep(200), V1:sub(1, 20) .. "\0" }
+    local wrong = {
+      "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01", "PROXY TCP4 1.2.3.4\r\n", SIGNATURE .. "\x31",
+      SIGNATURE .. "\x21\x11\xff\xff" .. ("x"):rep(65535), "PROXY UNKNOWN " .. ("x"):rep(200), V1:sub(1, 20) .. "\0",
+    }
     for _, bytes in ipairs(wrong) do
       local c = t.connect(port)
       c:send_some(bytes)
@@ -259,13 +268,16 @@ describe("PROXY headers that come in", function()
   end)
 
   it("are refused as options where they make no sense", function()
-    for text, message in pairs {
-      ['listen "tcp://127.0.0.1:1" { handler = "echo", proxy_protocol = { "10.0.0.0/33" } }'] = "'proxy_protocol' in listen must be a list of networks",
-      ['listen "tcp://127.0.0.1:1" { handler = "echo", proxy_protocol = { "proxy.example.org" } }'] = "'proxy_protocol' in listen must be a list of networks",
-      ['listen "tcp://127.0.0.1:1" { handler = "echo", proxy_protocol = true }'] = "'proxy_protocol' in listen must be a list of networks",
-      ['connect "tcp://127.0.0.1:1" { handler = "echo", proxy_protocol = "v3" }'] = "'proxy_protocol' in connect must be one of \"none\", \"v1\", \"v2\"",
+    local networks = "'proxy_protocol' in listen must be a list of networks"
+    for option, message in pairs {
+      ['listen = { "10.0.0.0/33" }'] = networks,
+      ['listen = { "proxy.example.org" }'] = networks,
+      ['listen = true'] = networks,
+      ['connect = "v3"'] = "'proxy_protocol' in connect must be one of \"none\", \"v1\", \"v2\"",
     } do
-      local r = t.reactord { "-t", "-c", t.write("bad.conf", text .. "\nhandlers = {}\n") }
+      local block, value = option:match("^(%l+) = (.*)$")
+      local text = ('%s "tcp://127.0.0.1:1" { handler = "echo", proxy_protocol = %s }\nhandlers = {}\n'):format(block, value)
+      local r = t.reactord { "-t", "-c", t.write("bad.conf", text) }
       assert.equal(1, r.status)
       assert.is_truthy(r.err:find(message, 1, true), r.err)
     end
@@ -275,7 +287,7 @@ describe("PROXY headers that come in", function()
     local plain, secure = t.free_port(), t.free_port()
     local ports = { t.free_port(), t.free_port(), t.free_port(), t.free_port() }
     local _, d = start { port = plain,
-      more = ('listen "tls://127.0.0.1:%d" { handler = "whoami", proxy_protocol = { "127.0.0.1" }, tls = { self_signed = true } }'):format(secure) }
+      more = secure_listener(secure) }
     local p = haproxy(([[
 listen one
   bind 127.0.0.1:%d
@@ -308,7 +320,7 @@ listen four
   it("come from curl, also before TLS", function()
     local plain, secure = t.free_port(), t.free_port()
     start { port = plain,
-      more = ('listen "tls://127.0.0.1:%d" { handler = "whoami", proxy_protocol = { "127.0.0.1" }, tls = { self_signed = true } }'):format(secure) }
+      more = secure_listener(secure) }
     for scheme, port in pairs { http = plain, https = secure } do
       local r = t.run { "curl", "-sSk", "--haproxy-protocol", "-w", " %{local_port}", ("%s://127.0.0.1:%d/"):format(scheme, port) }
       assert.equal("", r.err)
@@ -421,7 +433,8 @@ describe("PROXY headers that go out", function()
   it("go through HAProxy: from a client by the relay to a server behind both", function()
     local last, middle, first = t.free_port(), t.free_port(), t.free_port()
     local _, d = start { port = last,
-      more = ('listen "tcp://127.0.0.1:%d" { handler = "relay", args = { "127.0.0.1", %d, { proxy_protocol = "v2" } } }'):format(first, middle) }
+      more = ('listen "tcp://127.0.0.1:%d" { handler = "relay", args = { "127.0.0.1", %d, { proxy_protocol = "v2" } } }')
+        :format(first, middle) }
     haproxy(([[
 listen middle
   bind 127.0.0.1:%d accept-proxy

@@ -127,7 +127,8 @@ describe("the handler relay", function()
       { scheme = "tls", listen = ", tls = { self_signed = true }", more = inner })
     local plain = t.free_port()
     local d2 = t.start { name = "second.conf",
-      config = ('listen "tcp://127.0.0.1:%d" { handler = "relay", args = { "tls://127.0.0.1:%d", { verify_peer = false } } }'):format(plain, port) }
+      config = ('listen "tcp://127.0.0.1:%d" { handler = "relay", args = { "tls://127.0.0.1:%d", { verify_peer = false } } }')
+        :format(plain, port) }
     local c, bytes = t.connect(plain), pattern(1 << 20)
     for _ = 1, 3 do
       local sent = 0
@@ -146,6 +147,18 @@ describe("the handler relay", function()
     c:send("last words"):shutdown_write()
     assert.equal("last words", c:receive_all())
     d2:stop()
+    d:stop()
+  end)
+
+  it("asks nobody for a client whose handshake fails", function()
+    local server = t.listen()
+    local port, d = start(('"127.0.0.1", %d'):format(server.port), { scheme = "tls",
+      listen = ", tls = { self_signed = true, verify_peer = true, fail_if_no_peer_cert = true, handshake_timeout = 0.3 }" })
+    t.run { "curl", "-sk", ("https://127.0.0.1:%d/"):format(port) }
+    t.connect(port):send("no TLS at all"):receive_end()
+    t.connect(port):receive_end()
+    server.sock:settimeout(0)
+    assert.is_nil((server.sock:accept()))
     d:stop()
   end)
 
@@ -187,8 +200,8 @@ describe("the handler relay", function()
     local one, two = t.listen(), t.listen()
     local port = t.free_port()
     local function config(server)
-      return ('listen "tcp://127.0.0.1:%d" { handler = "relay", args = { "127.0.0.1", %d } }\nhandlers = { %q }\n'):format(port, server.port,
-        t.root .. "/handlers")
+      return ('listen "tcp://127.0.0.1:%d" { handler = "relay", args = { "127.0.0.1", %d } }\nhandlers = { %q }\n'):format(
+        port, server.port, t.root .. "/handlers")
     end
     local d = t.start(config(one))
     local c1 = t.connect(port):send("a")

@@ -95,9 +95,8 @@ describe("a relay", function()
         end)
       end
     ]]
-    local c, s = t.connect(port, { buffer = 16384 }), nil
-    local bytes = pattern(8 << 20)
-    s = server:accept()
+    local c = t.connect(port, { buffer = 16384 })
+    local s, bytes = server:accept(), pattern(8 << 20)
     local sent, still = 0, 0
     while still < 20 do -- until nothing moves any more
       local n = c:send_some(bytes:sub(sent + 1, sent + 262144))
