@@ -60,7 +60,7 @@ bool adopt_open(struct adopted *a, int fd)
 			a->fd = again;
 		else
 			a->can_write = a->can_write && !a->can_read; /* reading waits for the poller, writing might block */
-	} else if (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0) {
+	} else if (!S_ISREG(st.st_mode) && !(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0) {
 		a->flags = flags;
 	}
 	if (fd > STDERR_FILENO)

@@ -2,7 +2,6 @@
 #include "lua_net.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -391,15 +390,14 @@ static int l_attach_server(lua_State *L)
 	struct vm *vm = vm_of(L);
 	int last = lua_gettop(L), listening = 0;
 	socklen_t size = sizeof listening;
-	lua_Integer wanted = arg_integer(L, 1, INT_MIN, INT_MAX);
 	struct inheritance *i = vm->inherited;
 
 	vm_check_open(L);
 	if (last < 2)
 		lua_settop(L, last = 2);
-	while (i && i->l->fd != wanted)
+	while (i && i->l->fd != lua_tointeger(L, 1))
 		i = i->next;
-	int fd = i ? (int)wanted : lua_watch_check_fd(L, 1);
+	int fd = i ? i->l->fd : lua_watch_check_fd(L, 1);
 	if (fd < 0)
 		return 3;
 	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0)
