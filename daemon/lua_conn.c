@@ -63,22 +63,20 @@ static int handle_gc(lua_State *L)
 {
 	struct lua_conn *lc = lua_touserdata(L, 1);
 
-	free(lc->names);
+	vm_drop(lc->names);
+	vm_drop(lc->own_label);
 	free(lc->hostname);
 	free(lc->proxy_for);
 	free(lc->listens);
 	free(lc->child);
 	tls_context_unref(lc->tls);
-	if (lc->owns_label)
-		free((char *)lc->label);
 	lc->names = NULL;
+	lc->label = lc->own_label = NULL;
 	lc->hostname = NULL;
 	lc->proxy_for = NULL;
 	lc->listens = NULL;
 	lc->child = NULL;
 	lc->tls = NULL;
-	lc->label = NULL;
-	lc->owns_label = false;
 	return 0;
 }
 
@@ -135,6 +133,17 @@ void lua_conn_hold(lua_State *L, struct lua_conn *lc, int instance)
 	lc->handle_ref = luaL_ref(L, LUA_REGISTRYINDEX); /* not counted: it goes with the other one */
 	lua_pushvalue(L, instance);
 	lc->subject.self_ref = vm_ref(L);
+}
+
+/* Names its target for the log. */
+void lua_conn_set_label(struct lua_conn *lc, const char *label)
+{
+	size_t size = strlen(label) + 1;
+
+	vm_drop(lc->own_label);
+	lc->own_label = vm_keep(lc->vm, size);
+	memcpy(lc->own_label, label, size);
+	lc->label = lc->own_label;
 }
 
 /* Gives a handle a connection: its first, or the one that takes the place of one that ends or has ended. */
@@ -359,7 +368,7 @@ static int emit_close_body(lua_State *L)
 void lua_conn_keep_names(struct lua_conn *lc)
 {
 	if (!lc->names)
-		lc->names = mem_zalloc(sizeof *lc->names);
+		lc->names = vm_keep(lc->vm, sizeof *lc->names);
 	lc->names->peer = lc->c->peer;
 	lc->names->flow = lc->c->flow;
 	if (lc->c->fd >= 0 && !lc->c->watch_only && !conn_local(lc->c, &lc->names->local))
@@ -390,7 +399,7 @@ static void on_end(struct conn *c)
 	lc->unbinding = false;
 	if (lc->listener)
 		listener_release(lc->listener, &c->peer);
-	if (lc->listener && !lc->owns_label)
+	if (lc->listener)
 		lc->label = NULL;
 	lc->listener = NULL;
 	if (lc->cancel_timers) /* those that unbind has made */

@@ -148,15 +148,15 @@ static int protect_done(lua_State *L, int status, lua_KContext context)
 	(void)context;
 	if (status != LUA_OK && status != LUA_YIELD && !vm->overrun) { /* a callback that is being stopped is reported as a whole */
 		struct lua_conn *lc = lua_conn_test(L, 1);
-		struct vm_subject *whose = lc ? &lc->subject : vm->call ? vm->call->subject : NULL;
+		struct vm_subject *whose = lc ? &lc->subject : vm->call && !lua_isuserdata(L, 1) ? vm->call->subject : NULL;
 		vm_report(vm, whose, lua_tostring(L, 2), lua_tostring(L, -1));
 	}
 	lua_pushboolean(L, status == LUA_OK || status == LUA_YIELD);
 	return 1;
 }
 
-/* protect(object, name, fn, ...): calls fn(...); an error in it is reported as that of the callback `name` of object, or if that is no
- * connection of whom the running callback belongs to. True if there was none. */
+/* protect(object, name, fn, ...): calls fn(...); an error in it is reported as that of the callback `name` of object: of a connection, of
+ * a server (which goes on), or if it is the script's own of whom the running callback belongs to. True if there was none. */
 static int l_protect(lua_State *L)
 {
 	luaL_checkstring(L, 2);

@@ -520,8 +520,7 @@ static int connect_to(lua_State *L, const struct target *t, int handler, int las
 	struct lua_conn *lc = lua_conn_create(L, meta, &t->flow);
 	int self = lua_gettop(L);
 	lc->outgoing = true;
-	lc->label = mem_strdup(t->label);
-	lc->owns_label = true;
+	lua_conn_set_label(lc, t->label);
 	lc->connect_timeout_ns = t->timeout_ns;
 	start(lc, t, tls);
 	tls_context_unref(tls);
@@ -714,10 +713,7 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 	if (!lc->unbinding) /* long gone: it is taken back into the VM's keeping */
 		lua_conn_hold(L, lc, 1);
 	lua_conn_revive(lc, &flow);
-	if (lc->owns_label)
-		free((char *)lc->label);
-	lc->label = mem_strdup(label);
-	lc->owns_label = true;
+	lua_conn_set_label(lc, label);
 	lua_conn_connect(lc, host, port, NULL, NULL);
 	lua_settop(L, 1);
 	return 1;
@@ -771,8 +767,7 @@ static int connect_body(lua_State *L)
 	set_conf(L, &t, k->conf);
 	lua_rawgeti(L, LUA_REGISTRYINDEX, k->class->meta_ref);
 	struct lua_conn *lc = lua_conn_create(L, -1, &t.flow);
-	lc->label = mem_strdup(t.label);
-	lc->owns_label = true;
+	lua_conn_set_label(lc, t.label);
 	lc->handler = k->handler;
 	lc->connect_timeout_ns = t.timeout_ns;
 	k->lc = lc;

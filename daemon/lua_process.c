@@ -209,8 +209,9 @@ static int l_popen(lua_State *L)
 	struct process *p = launch->p;
 	launch->p = NULL;
 	lc->child = mem_zalloc(sizeof *lc->child);
-	lc->label = mem_printf("exec:%s", launch->spec.argv[0]);
-	lc->owns_label = true;
+	char *label = mem_printf("exec:%s", launch->spec.argv[0]);
+	lua_conn_set_label(lc, label);
+	free(label);
 	lua_conn_attach(lc, p);
 	lua_conn_begin(L, lc, args, count, lua_isnil(L, function) ? 0 : function);
 	lua_pushvalue(L, self);

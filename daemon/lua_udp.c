@@ -67,8 +67,7 @@ static struct lua_conn *make(lua_State *L, int meta, const struct flow *flow, in
 {
 	struct lua_conn *lc = lua_conn_create(L, meta, flow);
 
-	lc->label = mem_strdup(label);
-	lc->owns_label = true;
+	lua_conn_set_label(lc, label);
 	udp_open(lc->c, *fd, &lua_conn_udp_events);
 	*fd = -1;
 	return lc;

@@ -11,6 +11,13 @@
 
 #define REPORT_RESERVE (1024 * 1024) /* bytes over the ceiling for telling that it was met */
 
+/* Memory of vm_keep. */
+struct vm_block {
+	struct vm *vm;
+	struct vm_block *previous, *next;
+	_Alignas(max_align_t) char bytes[];
+};
+
 static const char overrun_message[] = "callback stopped: it ran longer than callback_time";
 
 /* Lua's allocator: counts, and refuses what would pass the ceiling. Lua then collects and tries once more. */
@@ -86,6 +93,8 @@ void vm_free(struct vm *vm)
 	guard_enter(vm->options.guard, vm);
 	lua_close(vm->L);
 	guard_leave(vm->options.guard);
+	while (vm->kept)
+		vm_drop(vm->kept->bytes);
 	free(vm);
 }
 
@@ -498,6 +507,35 @@ static void run_ticks(void *data)
 	}
 	if (vm->first_tick < vm->next_tick)
 		loop_wake(vm->options.loop);
+}
+
+/* Takes memory. */
+void *vm_keep(struct vm *vm, size_t size)
+{
+	struct vm_block *b = mem_zalloc(sizeof *b + size);
+
+	b->vm = vm;
+	b->next = vm->kept;
+	if (b->next)
+		b->next->previous = b;
+	vm->kept = b;
+	return b->bytes;
+}
+
+/* Gives it back. */
+void vm_drop(void *bytes)
+{
+	if (!bytes)
+		return;
+
+	struct vm_block *b = (struct vm_block *)((char *)bytes - offsetof(struct vm_block, bytes));
+	if (b->previous)
+		b->previous->next = b->next;
+	else
+		b->vm->kept = b->next;
+	if (b->next)
+		b->next->previous = b->previous;
+	free(b);
 }
 
 /* Queues a function. */

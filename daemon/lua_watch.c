@@ -59,8 +59,7 @@ static void create(lua_State *L, struct instance *i, const char *label)
 	flow_defaults(&flow);
 	i->lc = lua_conn_create(L, i->meta, &flow);
 	i->self = lua_gettop(L);
-	i->lc->label = mem_strdup(label);
-	i->lc->owns_label = true;
+	lua_conn_set_label(i->lc, label);
 }
 
 /* Its first callbacks; pushes it. */

@@ -182,7 +182,8 @@ void timer_start_at(struct loop *loop, struct timer *t, uint64_t due_ns)
 		ts->capacity = ts->capacity ? ts->capacity * 2 : 64;
 		ts->heap = mem_realloc(ts->heap, (ts->capacity + 1) * sizeof *ts->heap);
 	}
-	t->due_ns = due_ns;
+	/* not before this turn: one that starts itself anew in the past would keep those that are due now from their place */
+	t->due_ns = due_ns > loop->now_ns ? due_ns : loop->now_ns;
 	t->sequence = ts->sequence++;
 	ts->count++;
 	sift_up(ts, ts->count, t);

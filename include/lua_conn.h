@@ -41,7 +41,8 @@ struct lua_conn {
 	struct conn *again;         /* made by reconnect within unbind; takes c's place */
 	struct connector *connector; /* while connecting */
 	struct listener *listener;  /* that accepted it, until its release */
-	const char *label;          /* URL of its listener or target, for the log; owned unless it is the listener's */
+	const char *label;          /* URL of its listener or target, for the log */
+	char *own_label;            /* the target's, from vm_keep */
 	char *handler;              /* name of its handler for the log, or NULL; borrowed for the VM's lifetime */
 	struct tls_context *tls;    /* of a tls:// connection: used again by reconnect; else NULL */
 	int proxy_version;          /* of the PROXY header that an outgoing connection begins with, 0: none */
@@ -64,7 +65,6 @@ struct lua_conn {
 	bool outgoing, unbinding;
 	bool eof_unheard;           /* a relay has passed the peer's end on, and the handler has no receive_eof */
 	bool has_listeners;         /* em.EventEmitter's are in the uservalue */
-	bool owns_label;
 	struct lua_conn *previous, *next; /* all of the VM's */
 };
 
@@ -84,6 +84,9 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 void lua_conn_use_tls(struct lua_conn *lc, struct tls_context *tls, const char *hostname);
 /* Keeps the instance at a stack index (absolute) and its handle lc from being collected until the end of a connection; may raise. */
 void lua_conn_hold(lua_State *L, struct lua_conn *lc, int instance);
+
+/* Names the target of an outgoing connection for the log (copied). */
+void lua_conn_set_label(struct lua_conn *lc, const char *label);
 
 /* Gives a handle that is in its unbind, or past it and held by self_ref again, a new connection without descriptor. */
 void lua_conn_revive(struct lua_conn *lc, const struct flow *flow);

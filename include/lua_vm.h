@@ -21,6 +21,7 @@
 
 struct processes;
 struct vm;
+struct vm_block;
 struct lua_conn;
 struct lua_server;
 struct lua_signal;
@@ -86,6 +87,7 @@ struct vm {
 	lua_Integer first_tick, next_tick;
 	struct loop_hook tick; /* runs them */
 	uint64_t references;   /* registry references held */
+	struct vm_block *kept;      /* memory that goes with the VM */
 	struct lua_conn *conns;     /* all of this VM's */
 	struct lua_server *servers;
 	struct lua_timer *timers;
@@ -150,6 +152,11 @@ void vm_check_open(lua_State *L);
 /* Counted registry references: vm_ref takes the value on top of the stack (may raise). vm_unref(LUA_NOREF) does nothing. */
 int vm_ref(lua_State *L);
 void vm_unref(struct vm *vm, int *ref);
+
+/* Memory outside of Lua, zeroed, that goes with vm_drop, or with the VM at the latest: a finalizer may fail (for want of stack or memory)
+ * and is never called again. vm_drop(NULL) does nothing. */
+void *vm_keep(struct vm *vm, size_t size) __attribute__((warn_unused_result));
+void vm_drop(void *bytes);
 
 /* Queues the function on top of the stack for after this turn's I/O, and pops it. */
 void vm_next_tick(lua_State *L);

@@ -255,21 +255,6 @@ describe("a server's events", function()
     s.d:stop()
   end)
 
-  it("a listener of accept that raises is logged; server and connections go on", function()
-    local s = serve [[
-      em.next_tick(function()
-        x.server = em.start_server("127.0.0.1", 0, { receive_data = function(self, d) self:send_data(d) end })
-        x.server:on("accept", function() error("oh no") end):on("accept", function(conn) conn:send_data("hello") end)
-        x.listens_on = select(2, x.server:address())
-      end)
-      return {}]]
-    s:until_true("return x.listens_on ~= nil")
-    local port = s:eval "return x.listens_on"
-    for _ = 1, 2 do t.connect(port):expect("hello"):send("x"):expect("x") end
-    assert.equal(2, s.d:count_log("error handler error: [^\n]*h%.lua:%d+: oh no"))
-    s.d:stop()
-  end)
-
   it("may stop and forget the server in a callback of its newcomer", function()
     local s = serve [[
       local function collect() for _ = 1, 200 do collectgarbage("step", 1000) end end

@@ -106,19 +106,33 @@ describe("an error raised in", function()
     assert.same({ "function" }, s:said())
   end)
 
-  it("a server's listener ends the accepted connection", function()
+  it("a server's listener ends nothing; the other listeners hear of the connection too", function()
     local s = serve [[
       em.next_tick(function()
-        x.server = em.start_server("127.0.0.1", 0, { unbind = function(_, err) say("unbind", err) end })
+        x.server = em.start_server("127.0.0.1", 0, { receive_data = function(self, data) self:send_data(data) end })
         x.server:on("accept", function() error("boom") end)
-        x.server:on("accept", function(conn) say("second", conn:get_peername()) end)
+        x.server:on("accept", function(conn) say("second", type(conn.signature)) end)
       end)
       return {}]]
     local _, port = s:eval "return x.server:address()"
-    t.connect(port):receive_end()
-    s.d:wait_log("h%.lua:3: boom")
-    s:until_true "return em.connection_count() == 4"
-    assert.equal("second", s:said()[1]:match("%a+"))
+    t.connect(port):send("hello"):expect("hello")
+    s.d:wait_log("h%.lua:3: boom [^\n]*callback=accept")
+    assert.same({ "second number" }, s:said())
+  end)
+
+  it("a listener of a script's own object ends the connection whose callback emitted", function()
+    local s = serve [[
+      local bus = em.EventEmitter.include {}
+      bus:on("x", function(word) if word == "raise" then error("boom") end end)
+      local H = em.Connection:extend()
+      function H:receive_data(data) bus:emit("x", data) self:send_data(data) end
+      function H:unbind(err, why) say(err) end
+      return H]]
+    local other = s:connect()
+    s:connect():send("raise"):receive_end()
+    s:waits_for("EHANDLER")
+    other:send("fine"):expect("fine")
+    s.d:wait_log("h%.lua:2: boom %[listener=")
   end)
 
   it("the script of a connection at one end leaves the other one as it is", function()
@@ -153,7 +167,8 @@ describe("an error object", function()
     ["that is a function"] = { "error(print)", "(error object is a function value)" },
     ["that is a coroutine"] = { "error(coroutine.create(print))", "(error object is a thread value)" },
     ["with __tostring"] = { "error(setmetatable({}, { __tostring = function() return 'in words' end }))", "in words" },
-    ["with a __tostring that raises"] = { "error(setmetatable({}, { __tostring = function() error('again') end }))", "error in error handling" },
+    ["with a __tostring that raises"] = { "error(setmetatable({}, { __tostring = function() error('again') end }))",
+      "error in error handling" },
     ["with a __tostring that gives no string"] = { "error(setmetatable({}, { __tostring = function() return {} end }))",
       "error in error handling" },
     ["with a __tostring that raises itself"] = {
@@ -230,7 +245,8 @@ describe("the error handler", function()
       local H = em.Connection:extend()
       function H:receive_data(data)
         if data == "raise" then em.next_tick(function() error("boom") end) end
-        if data == "one" then em.error_handler(function() say("one") em.error_handler(function() say("two") em.error_handler(nil) end) end) end
+        local function two() say("two") em.error_handler(nil) end
+        if data == "one" then em.error_handler(function() say("one") em.error_handler(two) end) end
         if data == "gone" then em.error_handler(function() say("gone") end) em.error_handler() end
         self:send_data(".")
       end

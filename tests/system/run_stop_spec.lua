@@ -112,7 +112,8 @@ describe("em.run", function()
   end)
 
   it("a body that yields is told so", function()
-    for _, text in ipairs { "coroutine.yield()", "em.run(function() coroutine.yield() end)", "em.add_timer(0, print) coroutine.yield(1, 2)" } do
+    for _, text in ipairs { "coroutine.yield()", "em.run(function() coroutine.yield() end)",
+      "em.add_timer(0, print) coroutine.yield(1, 2)" } do
       local r = script("\n" .. text .. "\nsay('never')")
       assert.equal("", r.out)
       assert.equal(1, r.status)
