@@ -14,15 +14,15 @@
 
 #include "mem.h"
 
-#define RECORD 16384                             /* bytes of plain text that one record holds */
+#define RECORD 16384 /* bytes of plain text that one record holds */
 
 struct tls_filter {
 	struct conn *c;
 	SSL *ssl;
 	struct tls_context *context;
 	const struct tls_events *events;
-	char *session_name;    /* client: what its session is kept under */
-	const char *wire;      /* what is left of the bytes that are being read */
+	char *session_name; /* client: what its session is kept under */
+	const char *wire;   /* what is left of the bytes that are being read */
 	size_t wire_left;
 	struct timer deadline; /* of the handshake */
 	struct timer late_eof; /* tells of the peer's goodbye that was read while paused */
@@ -94,6 +94,14 @@ static struct tls_filter *filter_of(const struct conn *c)
 	return c->filter_data;
 }
 
+/* Ends the connection, and counts it unless something else has ended it before. */
+static void end_by_tls(struct tls_filter *f, const char *code, char *why)
+{
+	if (f->c->state != CONN_ENDING)
+		f->c->conns->loop->stats->tls_failures++;
+	conn_end_text(f->c, code, why);
+}
+
 /* Ends the connection for OpenSSL's reason; the alert that it has made is sent, as far as the socket takes it. */
 static void fail(struct tls_filter *f)
 {
@@ -107,9 +115,9 @@ static void fail(struct tls_filter *f)
 	conn_wire_changed(f->c);
 	conn_flush_now(f->c);
 	if (!f->up && f->context->verify && !f->accepted && verdict != X509_V_OK)
-		conn_end_text(f->c, "ETLS", mem_printf("certificate verify failed: %s", X509_verify_cert_error_string(verdict)));
+		end_by_tls(f, "ETLS", mem_printf("certificate verify failed: %s", X509_verify_cert_error_string(verdict)));
 	else
-		conn_end_text(f->c, "ETLS", mem_strdup(text));
+		end_by_tls(f, "ETLS", mem_strdup(text));
 }
 
 /* Is a result of OpenSSL's no error but want of more? */
@@ -132,7 +140,7 @@ static bool ask_again(struct tls_filter *f)
 	if (answer == 1 || (answer < 0 && verdict == X509_V_OK))
 		return f->c->state != CONN_ENDING;
 	f->failed = true;
-	conn_end(f->c, "ETLS", "certificate verify failed: application verification failure");
+	end_by_tls(f, "ETLS", mem_strdup("certificate verify failed: application verification failure"));
 	return false;
 }
 
@@ -154,6 +162,7 @@ static bool shake_hands(struct tls_filter *f)
 	if (!ask_again(f))
 		return false;
 	f->up = true;
+	f->c->conns->loop->stats->tls_handshakes++;
 	timer_stop(f->c->conns->loop, &f->deadline);
 	conn_wire_changed(f->c);
 	if (f->c->user)
@@ -220,9 +229,9 @@ static void on_input_eof(struct conn *c)
 	if (f->peer_goodbye || f->goodbye)
 		conn_deliver_eof(c);
 	else if (f->up)
-		conn_end(c, "ETLS", "tls truncated");
+		end_by_tls(f, "ETLS", mem_strdup("tls truncated"));
 	else
-		conn_end(c, "ETLS", "the peer closed during the handshake");
+		end_by_tls(f, "ETLS", mem_strdup("the peer closed during the handshake"));
 }
 
 /* Plain output becomes records; what was queued before the handshake has ended waits for that. */
@@ -291,7 +300,7 @@ static void on_deadline(void *data)
 {
 	struct tls_filter *f = data;
 
-	conn_end(f->c, "ETIMEDOUT", "handshake timeout");
+	end_by_tls(f, "ETIMEDOUT", mem_strdup("handshake timeout"));
 }
 
 /* The connection goes. */
@@ -335,7 +344,7 @@ static int on_verify(int preverified, X509_STORE_CTX *store)
 
 	if (f->c->user && f->c->state != CONN_ENDING)
 		answer = f->events->on_verify(f->c, X509_STORE_CTX_get_current_cert(store), preverified, X509_STORE_CTX_get_error_depth(store),
-			X509_verify_cert_error_string(error));
+		                              X509_verify_cert_error_string(error));
 	f->accepted |= answer == 1 && !preverified;
 	if (answer == 0 && error == X509_V_OK)
 		X509_STORE_CTX_set_error(store, X509_V_ERR_APPLICATION_VERIFICATION);
