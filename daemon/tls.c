@@ -22,7 +22,7 @@
 
 /* A certificate by server name. */
 struct tls_sni {
-	char *name;         /* "example.org" or "*.example.org", lower case */
+	char *name; /* "example.org" or "*.example.org", lower case */
 	struct tls_context *context;
 	struct tls_sni *next;
 };
@@ -37,7 +37,7 @@ struct trust {
 /* A key for session tickets. */
 struct ticket_key {
 	unsigned char name[16], aes[32], hmac[32];
-	time_t made;        /* 0: none */
+	time_t made; /* 0: none */
 };
 
 /* A client's session to resume. */
@@ -50,9 +50,9 @@ struct kept_session {
 struct tls_contexts {
 	struct tls_context *all;
 	struct trust *trusts;
-	struct ticket_key tickets[2]; /* the current one, the one before */
+	struct ticket_key tickets[2];  /* the current one, the one before */
 	struct kept_session *sessions; /* uthash, the oldest first */
-	char *buffer;                 /* made with the first session */
+	char *buffer;                  /* made with the first session */
 	BIO_METHOD *bio_method;
 };
 
@@ -230,7 +230,7 @@ static char *add_stamp(char *key, const char *path)
 		longer = mem_printf("%s\n%s: none", key, path);
 	else
 		longer = mem_printf("%s\n%s: %lld.%09ld %lld %llu", key, path, (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
-			(long long)st.st_size, (unsigned long long)st.st_ino);
+		                    (long long)st.st_size, (unsigned long long)st.st_ino);
 	free(key);
 	return longer;
 }
@@ -318,7 +318,7 @@ static void rotate_tickets(struct tls_contexts *contexts)
 
 /* OpenSSL's callback: prepares cipher and MAC of a ticket that is made or read. */
 static int on_ticket(SSL *ssl, unsigned char name[16], unsigned char iv[EVP_MAX_IV_LENGTH], EVP_CIPHER_CTX *cipher, EVP_MAC_CTX *mac,
-	int making)
+                     int making)
 {
 	struct tls_contexts *contexts = contexts_of(ssl);
 	struct ticket_key *key = NULL;
@@ -364,11 +364,12 @@ static int on_server_name(SSL *ssl, int *alert, void *data)
 	const char *name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
 
 	(void)alert;
+	struct tls_sni *best = NULL;
 	for (struct tls_sni *s = name ? context->sni : NULL; s; s = s->next)
-		if (name_matches(s->name, name)) {
-			SSL_set_SSL_CTX(ssl, s->context->ctx);
-			return SSL_TLSEXT_ERR_OK;
-		}
+		if (name_matches(s->name, name) && (!best || best->name[0] == '*')) /* the name itself goes before a pattern */
+			best = s;
+	if (best)
+		SSL_set_SSL_CTX(ssl, best->context->ctx);
 	return SSL_TLSEXT_ERR_OK;
 }
 
