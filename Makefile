@@ -71,6 +71,7 @@ RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stab
                 libjansson-dev uthash-dev netcat-openbsd
 TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd dnsmasq-base ruby-eventmachine \
                 lua-sec curl openssl haproxy
+FULL_PACKAGES = $(TEST_PACKAGES) testssl.sh bsdextrautils dnsutils
 LINT_PACKAGES = lua-check clang-format cppcheck
 
 JOBS      = $(shell nproc)
@@ -136,7 +137,8 @@ test: test-deps
 	@$(SUBMAKE) test-programs
 	@$(TEST_ENV) tests/support/run-tests $(BUILD)/tests $(SPECS)
 
-test-all: test-deps
+test-all:
+	@.ci/install-packages '$(FULL_PACKAGES)'
 	@$(SUBMAKE) test-programs
 	@$(TEST_ENV) REACTORD_FULL=1 SPEC_TIMEOUT=1800 tests/support/run-tests $(BUILD)/tests $(SPECS)
 

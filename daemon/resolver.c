@@ -291,24 +291,42 @@ static void on_answer(void *data, int status, int timeouts, struct ares_addrinfo
 		free(lookup);
 }
 
-/* Answers for localhost and one family: c-ares 1.18 loses memory where the hosts file has it for the other family alone. */
+/* Adds what the hosts file says of localhost in one family. */
+static size_t add_hosts(struct channel *ch, uint16_t port, int family, struct addr *addresses, size_t count, size_t most)
+{
+	struct hostent *entry = NULL;
+
+	if (ares_gethostbyname_file(ch->ares, "localhost", family, &entry) != ARES_SUCCESS)
+		return count;
+	for (char **at = entry->h_addr_list; *at && count < most; at++) {
+		char text[INET6_ADDRSTRLEN];
+		if (ares_inet_ntop(family, *at, text, sizeof text) && addr_from_numeric(&addresses[count], text, port))
+			count++;
+	}
+	ares_free_hostent(entry);
+	return count;
+}
+
+/*
+ * Answers for localhost, which no name server is ever asked about (RFC 6761): from the hosts file, and where that says nothing, or is not
+ * there at all, with the loopback addresses. c-ares 1.18 would ask, and loses memory where the file has the other family alone.
+ */
 static void answer_localhost(struct channel *ch, uint16_t port, int family,
 	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why), void *data)
 {
-	struct hostent *entry = NULL;
 	struct addr addresses[8];
-	size_t count = 0;
+	size_t count = 0, most = sizeof addresses / sizeof *addresses;
 
-	if (ares_gethostbyname_file(ch->ares, "localhost", family, &entry) == ARES_SUCCESS) {
-		for (char **at = entry->h_addr_list; *at && count < sizeof addresses / sizeof *addresses; at++) {
-			char text[INET6_ADDRSTRLEN];
-			if (ares_inet_ntop(family, *at, text, sizeof text) && addr_from_numeric(&addresses[count], text, port))
-				count++;
-		}
-		ares_free_hostent(entry);
+	if (family != AF_INET)
+		count = add_hosts(ch, port, AF_INET6, addresses, count, most);
+	if (family != AF_INET6)
+		count = add_hosts(ch, port, AF_INET, addresses, count, most);
+	if (!count) {
+		if (family != AF_INET && addr_from_numeric(&addresses[count], "::1", port))
+			count++;
+		if (family != AF_INET6 && addr_from_numeric(&addresses[count], "127.0.0.1", port))
+			count++;
 	}
-	if (!count && addr_from_numeric(&addresses[0], family == AF_INET6 ? "::1" : "127.0.0.1", port))
-		count = 1;
 	on_done(data, addresses, count, NULL, NULL);
 }
 
@@ -332,7 +350,7 @@ struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t po
 		on_done(data, NULL, 0, "EAI_FAIL", "cannot start the resolver");
 		return NULL;
 	}
-	if (family != AF_UNSPEC && strcasecmp(host, "localhost") == 0) {
+	if (strcasecmp(host, "localhost") == 0) {
 		answer_localhost(ch, port, family, on_done, data);
 		return NULL;
 	}

@@ -179,8 +179,8 @@ describe("the README", function()
   it("has TLS that works: a server's blocks, a client, STARTTLS", function()
     local ca = pki.authority "ca"
     pki.issue(ca, "server")
-    local config, script, mail = blocks("lua", section "### TLS")[1], blocks("lua", section "### TLS")[2], blocks("lua", section "### TLS")[3]
-    local port, smtp, count = tostring(t.free_port()), t.free_port(), nil
+    local config, script, mail = table.unpack(blocks("lua", section "### TLS"))
+    local port, smtp, count = tostring(t.free_port()), t.free_port()
     t.write("mail.lua", mail)
     config, count = config:gsub("8443", port)
     assert.equal(1, count)

@@ -110,6 +110,7 @@ connect "tcp://127.0.0.1:7" { handler = "near" }]]
 
   it("finds what its user may not do", function()
     if t.sys.getuid() ~= 0 then pending("only root can change the user") end
+    t.copy_daemon()
     local file = configuration 'listen "tcp://127.0.0.1:9" { handler = "secret" }\nuser = "nobody"'
     t.write("secret.lua", good)
     t.sys.chmod(t.path("secret.lua"), "0600")

@@ -167,6 +167,7 @@ listen "tcp://127.0.0.1:%d" { handler = "good" }]]):format(s.port) .. handlers)
     t.write("b.conf", "")
     t.sys.chmod(t.path("b.conf"), "0000")
     local as = t.sys.getuid() == 0 and 65534 or nil
+    if as then t.copy_daemon() end
     local r = t.reactord { "-c", t.path("a.conf"), uid = as, gid = as }
     assert.equal(1, r.status)
     assert.matches("a.conf:2: handler 'secret': cannot open [^\n]*secret.lua", r.err)

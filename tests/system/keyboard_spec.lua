@@ -24,6 +24,7 @@ describe("em.open_keyboard", function()
   t.auto()
 
   it("reads a terminal line by line and leaves its flags alone", function()
+    if t.run({ "script", "-qec", "true", "/dev/null" }).status ~= 0 then return pending("this system gives no pseudo-terminal") end
     local path = t.write("keyboard.lua", keyboard)
     local command = ("%s run %s %s; stty -a >%s; cat /proc/self/fdinfo/0 >%s"):format(t.binary, path, t.path "out", t.path "stty",
       t.path "fdinfo")

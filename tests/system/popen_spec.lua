@@ -355,6 +355,7 @@ E2BIG
 
   it("without the right to become somebody else the call says so", function()
     if t.sys.getuid() ~= 0 then pending("needs root to take rights away") return end
+    t.copy_daemon()
     local result = t.script([[
       local em = require "em"
       print(em.popen("true", nil, { user = "root" }))

@@ -9,7 +9,10 @@ describe("set_descriptor_table_size", function()
 
   it("asks, sets, and says what the system refuses", function()
     local options = { limits = { nofile = 500 } }
-    if is_root then options.uid, options.gid = 65534, 65534 end
+    if is_root then
+      options.uid, options.gid = 65534, 65534
+      t.copy_daemon()
+    end
     local result = t.script([[
       local em = require "em"
       print(em.set_descriptor_table_size())

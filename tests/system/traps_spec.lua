@@ -114,4 +114,86 @@ describe("the trap", function()
     t.close_clients()
     d:stop()
   end)
+
+  it("of a listener that spins when descriptors run out is absent: accepting pauses, one line a second, and resumes", function()
+    local port = t.free_port()
+    local d = t.start { config = ('listen "tcp://127.0.0.1:%d" { handler = "echo" }'):format(port), limits = { nofile = 40 } }
+    local clients = {}
+    for i = 1, 60 do clients[i] = t.connect(port) end
+    d:wait_log "accepting pauses: Too many open files"
+    local cpu, begun = d:cpu(), t.sys.now()
+    t.until_true(function() return t.sys.now() - begun > 0.5 end, 5, "half a second")
+    assert.is_true(d:cpu() - cpu < 0.1 * (t.sys.now() - begun) + 0.02)
+    assert.is_true(d:count_log "accepting pauses" <= 2)
+    for i = 1, 40 do clients[i]:close() end
+    for i = 41, 60 do clients[i]:send("served"):expect "served" end
+    d:stop()
+  end)
+
+  it("of output without a cap is absent: a peer that never reads is ended within max_outbound", function()
+    local port = t.free_port()
+    local d = t.start { config = ('listen "tcp://127.0.0.1:%d" { handler = "echo", max_outbound = "2 MiB" }'):format(port) }
+    local warm = t.connect(port)
+    warm:send "x" :expect "x"
+    local before = d:rss()
+    local c = t.connect(port, { buffer = 65536 })
+    local piece, sent, ended = ("n"):rep(65536), 0, false
+    while not ended and sent < 200e6 do
+      local n, code = c:send_some(piece)
+      if n == nil then
+        ended = code
+      else
+        sent = sent + n
+        if n == 0 then t.sys.poll({ c.fd }, "w", 1) end
+      end
+    end
+    assert.is_truthy(ended)
+    if not t.sanitized then assert.is_true(d:rss() - before < 16 * 1024 * 1024) end
+    warm:send "y" :expect "y"
+    c:close()
+    d:stop()
+  end)
+
+  it("of an idle limit as the only guard of a handshake is absent: its time is absolute", function()
+    local port = t.free_port()
+    local d = t.start {
+      config = ('listen "tls://127.0.0.1:%d" { handler = "echo", idle_timeout = 30, tls = { self_signed = true, handshake_timeout = 0.3 } }')
+        :format(port),
+    }
+    local c = t.connect(port)
+    c:send "\22\3\1\2\0\1\0\1\252"
+    local begun = t.sys.now()
+    while not (c.eof or c.failed) and t.sys.now() - begun < t.limit do
+      c:send_some "\0"
+      c:fill(t.sys.now() + 0.02)
+    end
+    assert.is_truthy(c.eof or c.failed)
+    assert.is_true(t.sys.now() - begun >= 0.29)
+    d:stop()
+  end)
+
+  it("of a connection that is freed inside its own callback is absent: it ends when the turn does", function()
+    t.write("inside.lua", [[
+      local em = require "em"
+      local Inside = em.Connection:extend()
+      function Inside:receive_data(data)
+        self:close_connection()
+        for _ = 1, 100 do collectgarbage "step" end
+        assert(self:send_data(data) == nil)
+        assert(self:get_peername())
+        self.after = true
+      end
+      function Inside:unbind() em.log.info("unbound %s", tostring(self.after)) end
+      return Inside
+    ]])
+    local port, secure = t.free_port(), t.free_port()
+    local d = t.start {
+      config = ('listen "tcp://127.0.0.1:%d" { handler = "inside" }\nlisten "tls://127.0.0.1:%d" { handler = "inside", tls = { self_signed = true } }')
+        :format(port, secure),
+    }
+    t.connect(port):send("x"):expect_eof()
+    assert(tls.connect(secure)):send("x"):receive_all()
+    t.until_true(function() return d:count_log "unbound true" == 2 end, 10, "both ends")
+    d:stop()
+  end)
 end)
