@@ -110,7 +110,9 @@ describe("start_tls", function()
     local lines = {}
     for line in out:gmatch "[^\n]+" do lines[#lines + 1] = line end
     table.sort(lines)
-    assert.same({ "closing\tnil\tclosed\tENOTCONN", "eof\tnil\tthe peer sends no more\tEPIPE", "write\tnil\tclosed for writing\tEPIPE" }, lines)
+    assert.same({
+      "closing\tnil\tclosed\tENOTCONN", "eof\tnil\tthe peer sends no more\tEPIPE", "write\tnil\tclosed for writing\tEPIPE",
+    }, lines)
   end)
 
   it("sends what was queued before the handshake also when close_connection_after_writing follows at once", function()

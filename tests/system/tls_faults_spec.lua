@@ -99,7 +99,7 @@ describe("TLS with bad peers", function()
   end)
 
   it("takes no end without goodbye for orderly because it has said goodbye itself", function()
-    local port = t.free_port()
+    port = t.free_port()
     t.write("half.lua", [[
       local em = require "em"
       local Half = em.Connection:extend()
@@ -109,7 +109,7 @@ describe("TLS with bad peers", function()
       function Half:unbind(err, why) em.log.info("end %s %s", tostring(err), why) end
       return Half
     ]])
-    local d = t.start { config = ('listen "tls://127.0.0.1:%d" { handler = "half", tls = { self_signed = true } }'):format(port) }
+    d = t.start { config = ('listen "tls://127.0.0.1:%d" { handler = "half", tls = { self_signed = true } }'):format(port) }
     local c = assert(tls.connect(port))
     c:send "the beginning"
     d:wait_log "got the beginning"
@@ -120,7 +120,7 @@ describe("TLS with bad peers", function()
   end)
 
   it("ends at once when the peer leaves a handshake that a closing connection's last words wait for", function()
-    local port = t.free_port()
+    port = t.free_port()
     t.write("hasty.lua", [[
       local em = require "em"
       local Hasty = em.Connection:extend()
@@ -128,10 +128,8 @@ describe("TLS with bad peers", function()
       function Hasty:unbind(err, why) em.log.info("end %s %s", tostring(err), why) end
       return Hasty
     ]])
-    local d = t.start {
-      config = ('listen "tls://127.0.0.1:%d" { handler = "hasty", tls = { self_signed = true, handshake_timeout = 600 }, linger_timeout = 600 }')
-        :format(port),
-    }
+    local limits = "tls = { self_signed = true, handshake_timeout = 600 }, linger_timeout = 600"
+    d = t.start { config = ('listen "tls://127.0.0.1:%d" { handler = "hasty", %s }'):format(port, limits) }
     t.connect(port):close()
     d:wait_log "end ETLS the peer closed during the handshake"
     d:stop()

@@ -242,8 +242,8 @@ describe("a resumed session", function()
     local ports = { open = t.free_port(), strict = t.free_port(), again = t.free_port(), other = t.free_port() }
     local config = ""
     local function listen(name, options)
-      config = config .. ('listen "tls://127.0.0.1:%d" { handler = "echo", tls = { certificate = "server.pem", private_key = "server.key", %s } }\n')
-        :format(ports[name], options)
+      local line = 'listen "tls://127.0.0.1:%d" { handler = "echo", tls = { certificate = "server.pem", private_key = "server.key", %s } }\n'
+      config = config .. line:format(ports[name], options)
     end
     listen("open", "")
     listen("strict", 'verify_peer = true, fail_if_no_peer_cert = true, ca_file = "ca.pem"')
