@@ -67,8 +67,8 @@ ALL_LDFLAGS := -pie -Wl,-z,relro,-z,now $(OPTIMIZE) $(LDFLAGS)
 LIBS        := $(LIBS)
 
 # Debian 12's packages: to build and try the daemon, to run the tests, to check the sources.
-RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stable-8+deb12u1 libc-ares-dev libsystemd-dev libssl-dev uthash-dev \
-                libjansson-dev netcat-openbsd
+RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stable-8+deb12u1 libc-ares-dev libsystemd-dev libssl-dev \
+                libjansson-dev uthash-dev netcat-openbsd
 TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd dnsmasq-base ruby-eventmachine \
                 lua-sec curl openssl haproxy
 FULL_PACKAGES = $(TEST_PACKAGES) testssl.sh bsdextrautils dnsutils

@@ -24,6 +24,8 @@ static void report_unknown(const struct place *at, const struct scope *scope, co
 
 	for (size_t i = 0; i < scope->count; i++)
 		suggestion_consider(&s, scope->options[i].name);
+	if (SCOPE_HAS_TLS(scope))
+		suggestion_consider(&s, option_tls.name);
 	if (scope != &scope_top) {
 		problems_add_at(at->problems, at->file, at->line, "unknown option '%s' in %s%s", name, scope->name, suggestion_text(&s, near));
 		return;
@@ -91,7 +93,7 @@ void config_set_options(const struct place *at, const struct scope *scope, void 
 		}
 		if (!at->file && strcmp(f->key.string.bytes, "url") == 0)
 			continue;
-		if (strcmp(f->key.string.bytes, "tls") == 0 && (scope == &scope_listen || scope == &scope_connect)) {
+		if (SCOPE_HAS_TLS(scope) && strcmp(f->key.string.bytes, option_tls.name) == 0) {
 			take_tls(&here, scope, base, &f->value);
 			continue;
 		}
@@ -142,7 +144,8 @@ static bool set_url(const struct place *at, const char *block, struct url *url, 
 		url->path = path;
 	}
 	*url_text = url_format(url);
-	bool listens = strcmp(block, "listen") == 0, stream = url->scheme == SCHEME_TCP || url->scheme == SCHEME_TLS || url->scheme == SCHEME_UNIX;
+	bool listens = strcmp(block, "listen") == 0,
+		 stream = url->scheme == SCHEME_TCP || url->scheme == SCHEME_TLS || url->scheme == SCHEME_UNIX;
 	if (!stream && !listens)
 		problems_add_at(at->problems, at->file, at->line, "this version cannot connect to \"%s\": use tcp://, tls:// or unix://", text);
 	if (url->scheme == SCHEME_UNIX && at->file && !addr_from_path(&a, url->path))
@@ -165,15 +168,15 @@ static void check_given(const struct place *at, const char *url, const struct va
 
 	for (size_t i = 0; i < sizeof late / sizeof late[0]; i++)
 		if (given(table, late[i]))
-			problems_add_at(at->problems, at->file, at->line, "'%s' in listen \"%s\": the socket is open already, this belongs where it was made",
-			                late[i], url);
+			problems_add_at(at->problems, at->file, at->line,
+			                "'%s' in listen \"%s\": the socket is open already, this belongs where it was made", late[i], url);
 }
 
 /* Reports options that make no sense for datagrams. */
 static void check_datagrams(const struct place *at, const char *url, const struct value *table)
 {
-	static const char *const senseless[] = {
-		"backlog", "max_connections", "max_connections_per_address", "nodelay", "keepalive", "tls", "proxy_protocol"};
+	static const char *const senseless[] = {"backlog", "max_connections", "max_connections_per_address", "nodelay", "keepalive",
+	                                        "tls",     "proxy_protocol"};
 
 	for (size_t i = 0; i < sizeof senseless / sizeof senseless[0]; i++)
 		if (given(table, senseless[i]))

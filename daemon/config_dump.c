@@ -68,6 +68,12 @@ void config_check_reload(const struct config *now, const struct config *next, st
 	}
 }
 
+/* An option as those see it who describe them all. */
+static struct option_row describe(const struct scope *scope, const struct option_def *o)
+{
+	return (struct option_row){scope->name, o->name, option_type_name(o->type), o->fallback, o->reloadable, o->help};
+}
+
 /* All options, scope by scope. */
 struct option_row *config_option_rows(size_t *count)
 {
@@ -76,13 +82,11 @@ struct option_row *config_option_rows(size_t *count)
 
 	*count = 0;
 	for (size_t i = 0; i < sizeof scopes / sizeof scopes[0]; i++) {
-		rows = mem_realloc(rows, (*count + scopes[i]->count) * sizeof *rows);
-		for (size_t j = 0; j < scopes[i]->count; j++) {
-			const struct option_def *o = &scopes[i]->options[j];
-
-			rows[(*count)++] =
-				(struct option_row){scopes[i]->name, o->name, option_type_name(o->type), o->fallback, o->reloadable, o->help};
-		}
+		rows = mem_realloc(rows, (*count + scopes[i]->count + 1) * sizeof *rows);
+		for (size_t j = 0; j < scopes[i]->count; j++)
+			rows[(*count)++] = describe(scopes[i], &scopes[i]->options[j]);
+		if (SCOPE_HAS_TLS(scopes[i]))
+			rows[(*count)++] = describe(scopes[i], &option_tls);
 	}
 	return rows;
 }

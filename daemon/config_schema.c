@@ -148,7 +148,8 @@ static const struct option_def connects[] = {
 static const char *const tls_versions[] = {"default", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", NULL};
 
 static const struct option_def identities[] = {
-	{"certificate", OPTION_PEM, MEMBER(tls_sni_conf, certificate), .fallback = "nil", .help = "Certificate and chain: a PEM file or PEM text"},
+	{"certificate", OPTION_PEM, MEMBER(tls_sni_conf, certificate), .fallback = "nil",
+     .help = "Certificate and chain: a PEM file or PEM text"},
 	{"private_key", OPTION_PEM, MEMBER(tls_sni_conf, private_key), .fallback = "nil",
      .help = "Its key: a PEM file or PEM text; looked for in certificate if not given"},
 	{"private_key_pass", OPTION_STRING, MEMBER(tls_sni_conf, private_key_pass), .fallback = "nil", .help = "Password of the key"},
@@ -184,13 +185,19 @@ static const struct option_def tls[] = {
      .help = "EventMachine's way of naming the versions, such as { \"tlsv1_2\", \"tlsv1_3\" }"},
 	{"cipher_list", OPTION_STRING, TLS(cipher_list), .fallback = "nil", .reloadable = true,
      .help = "Suites up to TLS 1.2, in OpenSSL's words; AEAD with forward secrecy if not given"},
-	{"ciphersuites", OPTION_STRING, TLS(ciphersuites), .fallback = "nil", .reloadable = true, .help = "Suites of TLS 1.3, in OpenSSL's words"},
+	{"ciphersuites", OPTION_STRING, TLS(ciphersuites), .fallback = "nil", .reloadable = true,
+     .help = "Suites of TLS 1.3, in OpenSSL's words"},
 	{"ecdh_curve", OPTION_STRING, TLS(ecdh_curve), .fallback = "nil", .reloadable = true,
      .help = "Curves for the key exchange; X25519:P-256:P-384 if not given"},
-	{"dhparam", OPTION_PEM, TLS(dhparam), .fallback = "nil", .reloadable = true, .help = "Parameters for DHE suites: a PEM file or PEM text"},
+	{"dhparam", OPTION_PEM, TLS(dhparam), .fallback = "nil", .reloadable = true,
+     .help = "Parameters for DHE suites: a PEM file or PEM text"},
 	{"handshake_timeout", OPTION_SECONDS, TLS(handshake_timeout_ns), .fallback = "10", .min = 0.001, .max = SECONDS_MAX, .reloadable = true,
      .help = "Seconds that the handshake may take"},
 };
+
+/* What listen and connect blocks have beside their scopes: config.c makes a struct tls_conf of it. */
+const struct option_def option_tls = {"tls", OPTION_TABLE, .fallback = "nil", .reloadable = true,
+                                      .help = "TLS and its options, a table; a tls:// address has it in any case"};
 
 const struct scope scope_tls = {"tls", tls, COUNT(tls)};
 const struct scope scope_identity = {"sni", identities, COUNT(identities)};

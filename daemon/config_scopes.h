@@ -22,12 +22,16 @@ struct scope {
 	size_t count;
 };
 
-extern const struct scope scope_top;     /* struct config */
-extern const struct scope scope_log;     /* struct config */
-extern const struct scope scope_listen;  /* struct listen_conf */
-extern const struct scope scope_connect; /* struct connect_conf */
-extern const struct scope scope_tls;     /* struct tls_conf */
+extern const struct scope scope_top;      /* struct config */
+extern const struct scope scope_log;      /* struct config */
+extern const struct scope scope_listen;   /* struct listen_conf */
+extern const struct scope scope_connect;  /* struct connect_conf */
+extern const struct scope scope_tls;      /* struct tls_conf */
 extern const struct scope scope_identity; /* struct tls_sni_conf */
+
+/* Is it listen or connect, which may have a tls table? Its row of the table; it has no member. */
+#define SCOPE_HAS_TLS(scope) ((scope) == &scope_listen || (scope) == &scope_connect)
+extern const struct option_def option_tls;
 
 const struct option_def *scope_find(const struct scope *scope, const char *name);
 void scope_set_defaults(const struct scope *scope, void *base);

@@ -30,11 +30,9 @@ static void rename_aliases(const struct place *at, const struct value *table, st
 		for (size_t j = 0; key->kind == VALUE_STRING && j < sizeof aliases / sizeof *aliases; j++) {
 			if (strcmp(key->string.bytes, aliases[j].theirs) != 0)
 				continue;
-			if (value_get(renamed, aliases[j].ours)) {
+			if (value_get(renamed, aliases[j].ours))
 				problems_add_at(at->problems, at->file, at->line, "'%s' in tls says the same as '%s': give one of them", aliases[j].theirs,
 				                aliases[j].ours);
-				break;
-			}
 			value_clear(key);
 			value_string(key, aliases[j].ours, strlen(aliases[j].ours));
 		}
@@ -53,7 +51,8 @@ static void take_sni(const struct place *at, struct tls_conf *tls)
 		struct value renamed;
 
 		if (f->key.kind != VALUE_STRING || f->value.kind != VALUE_TABLE) {
-			problems_add_at(at->problems, at->file, at->line, "'sni' in tls must be a table such as { [\"example.org\"] = { certificate = \"…\" } }");
+			problems_add_at(at->problems, at->file, at->line,
+			                "'sni' in tls must be a table such as { [\"example.org\"] = { certificate = \"…\" } }");
 			continue;
 		}
 		scope_set_defaults(&scope_identity, s);
@@ -78,7 +77,8 @@ static void take_ssl_version(const struct place *at, struct tls_conf *tls)
 			if (strcasecmp(tls->ssl_version.items[i], versions[j]) == 0)
 				found = (int)j + 1;
 		if (!found) {
-			problems_add_at(at->problems, at->file, at->line, "'ssl_version' in tls: unknown version \"%s\" (there are tlsv1, tlsv1_1, tlsv1_2, tlsv1_3)",
+			problems_add_at(at->problems, at->file, at->line,
+			                "'ssl_version' in tls: unknown version \"%s\" (there are tlsv1, tlsv1_1, tlsv1_2, tlsv1_3)",
 			                tls->ssl_version.items[i]);
 			continue;
 		}

@@ -13,23 +13,10 @@
 
 /* The callbacks that the loop makes, for the warning about a name that is nearly one of them. */
 static const char *const callbacks[] = {
-	"initialize",
-	"post_init",
-	"connection_completed",
-	"receive_data",
-	"receive_stderr",
-	"receive_eof",
-	"drained",
-	"unbind",
-	"send_error",
-	"proxy_target_unbound",
-	"proxy_completed",
-	"notify_readable",
-	"notify_writable",
-	"file_modified",
-	"file_moved",
-	"file_deleted",
-	"process_exited",
+	"initialize",      "post_init",     "connection_completed", "receive_data",         "receive_stderr",  "receive_eof",
+	"drained",         "unbind",        "send_error",           "proxy_target_unbound", "proxy_completed", "notify_readable",
+	"notify_writable", "file_modified", "file_moved",           "file_deleted",         "process_exited",  "ssl_handshake_completed",
+	"ssl_verify_peer",
 };
 
 /* Does the table at index find em.Connection by way of its metatables? */
@@ -197,7 +184,7 @@ static void push_named(lua_State *L, const char *name)
 		warn_of_near_names(L, lua_gettop(L), path);
 	else if (!lua_isfunction(L, -1))
 		luaL_error(L, "%s must return a handler (a table or a function), it returned %s", path,
-			lua_isnil(L, -1) ? "nothing" : luaL_typename(L, -1));
+		           lua_isnil(L, -1) ? "nothing" : luaL_typename(L, -1));
 	lua_rawgeti(L, LUA_REGISTRYINDEX, vm->handlers_ref);
 	lua_pushvalue(L, -2);
 	lua_setfield(L, -2, name);
@@ -236,8 +223,7 @@ void lua_handler_resolve(lua_State *L, int index)
 		}
 		luaL_argerror(L, index, "handler expected, got connection");
 		return;
-	default:
-		luaL_typeerror(L, index, "handler (table, name or function)");
+	default: luaL_typeerror(L, index, "handler (table, name or function)");
 	}
 }
 

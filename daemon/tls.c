@@ -398,11 +398,12 @@ static int on_server_name(SSL *ssl, int *alert, void *data)
 	const char *name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
 
 	(void)alert;
+	struct tls_sni *best = NULL;
 	for (struct tls_sni *s = name ? context->sni : NULL; s; s = s->next)
-		if (name_matches(s->name, name)) {
-			SSL_set_SSL_CTX(ssl, s->context->ctx);
-			return SSL_TLSEXT_ERR_OK;
-		}
+		if (name_matches(s->name, name) && (!best || best->name[0] == '*')) /* the name itself goes before a pattern */
+			best = s;
+	if (best)
+		SSL_set_SSL_CTX(ssl, best->context->ctx);
 	return SSL_TLSEXT_ERR_OK;
 }
 

@@ -97,6 +97,14 @@ static struct tls_filter *filter_of(const struct conn *c)
 	return c->filter_data;
 }
 
+/* Ends the connection, and counts it unless something else has ended it before. */
+static void end_by_tls(struct tls_filter *f, const char *code, char *why)
+{
+	if (f->c->state != CONN_ENDING)
+		f->c->conns->loop->stats->tls_failures++;
+	conn_end_text(f->c, code, why);
+}
+
 /* Ends the connection for OpenSSL's reason; the alert that it has made is sent, as far as the socket takes it. */
 static void fail_with(struct tls_filter *f, const char *text)
 {
@@ -108,9 +116,9 @@ static void fail_with(struct tls_filter *f, const char *text)
 	conn_wire_changed(f->c);
 	conn_flush_now(f->c);
 	if (!f->up && f->context->verify && !f->accepted && verdict != X509_V_OK)
-		conn_end_text(f->c, "ETLS", mem_printf("certificate verify failed: %s", X509_verify_cert_error_string(verdict)));
+		end_by_tls(f, "ETLS", mem_printf("certificate verify failed: %s", X509_verify_cert_error_string(verdict)));
 	else
-		conn_end_text(f->c, "ETLS", mem_strdup(text));
+		end_by_tls(f, "ETLS", mem_strdup(text));
 }
 
 /* The same with the reason that is queued. */
@@ -141,7 +149,7 @@ static bool ask_again(struct tls_filter *f)
 	if (answer == 1 || (answer < 0 && verdict == X509_V_OK))
 		return f->c->state != CONN_ENDING;
 	f->failed = true;
-	conn_end(f->c, "ETLS", "certificate verify failed: application verification failure");
+	end_by_tls(f, "ETLS", mem_strdup("certificate verify failed: application verification failure"));
 	return false;
 }
 
@@ -163,6 +171,7 @@ static bool shake_hands(struct tls_filter *f)
 	if (!ask_again(f))
 		return false;
 	f->up = true;
+	f->c->conns->loop->stats->tls_handshakes++;
 	timer_stop(f->c->conns->loop, &f->deadline);
 	conn_wire_changed(f->c);
 	if (f->c->user)
@@ -273,9 +282,9 @@ static void on_input_eof(struct conn *c)
 	if (f->peer_goodbye || (c->state != CONN_OPEN && (f->up || !(evbuffer_get_length(c->plain) || c->sources))))
 		conn_deliver_eof(c);
 	else if (f->up)
-		conn_end(c, "ETLS", "tls truncated");
+		end_by_tls(f, "ETLS", mem_strdup("tls truncated"));
 	else
-		conn_end(c, "ETLS", "the peer closed during the handshake");
+		end_by_tls(f, "ETLS", mem_strdup("the peer closed during the handshake"));
 }
 
 /* Plain output becomes records; what was queued before the handshake has ended waits for that. */
@@ -348,7 +357,7 @@ static void on_deadline(void *data)
 {
 	struct tls_filter *f = data;
 
-	conn_end(f->c, "ETIMEDOUT", "handshake timeout");
+	end_by_tls(f, "ETIMEDOUT", mem_strdup("handshake timeout"));
 }
 
 /* The connection goes. */

@@ -25,6 +25,20 @@ function Skeleton:connection_completed()
   em.log.info("connected to %s %s", host, port or "")
 end
 
+--- TLS is up, on a tls:// address or after start_tls. What was sent before this has waited and goes now, encrypted.
+function Skeleton:ssl_handshake_completed()
+  em.log.info("%s, %s", self:get_cipher_protocol(), self:get_cipher_name())
+end
+
+--- Under verify_peer, for each certificate of the peer's chain: PEM text, what OpenSSL makes of it, 0 for the peer's own, and the reason
+-- in words. True accepts, all else refuses. Without this method OpenSSL's verdict stands, which is what most handlers want.
+function Skeleton:ssl_verify_peer(_, preverified, depth, reason)
+  if not preverified then
+    em.log.warn("certificate %d of the chain: %s", depth, reason)
+  end
+  return preverified
+end
+
 --- Bytes have come, in order, but cut in any way: half a word, or many lines at once.
 function Skeleton:receive_data(data)
   -- True: queued. False: queued, but the peer reads more slowly than we write: better send no more until drained. nil, message, code:

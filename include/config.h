@@ -152,7 +152,7 @@ void config_check_reload(const struct config *now, const struct config *next, st
 
 /* One option for those who describe them all: documentation, --help, completion. */
 struct option_row {
-	const char *scope; /* "top", "log", "listen", "connect" */
+	const char *scope; /* "top", "log", "listen", "connect", "tls" */
 	const char *name;
 	const char *type;     /* "string", "size", "seconds", … */
 	const char *fallback; /* the default as it is written in a file */

@@ -9,36 +9,38 @@
 #include <stdint.h>
 
 /* X(name, kind, help): a counter only grows, a gauge is a level. */
-#define STATS(X)                                                                         \
-	X(connections_accepted, counter, "connections accepted")                             \
-	X(connections_opened, counter, "outgoing connections established")                   \
-	X(connections_failed, counter, "outgoing connections that could not be established") \
-	X(connections_closed, counter, "connections ended, for whatever reason")             \
-	X(connections_refused, counter, "connections closed at once by a limit")             \
+#define STATS(X)                                                                                                    \
+	X(connections_accepted, counter, "connections accepted")                                                        \
+	X(connections_opened, counter, "outgoing connections established")                                              \
+	X(connections_failed, counter, "outgoing connections that could not be established")                            \
+	X(connections_closed, counter, "connections ended, for whatever reason")                                        \
+	X(connections_refused, counter, "connections closed at once by a limit")                                        \
+	X(tls_handshakes, counter, "TLS handshakes completed")                                                          \
+	X(tls_failures, counter, "connections ended by TLS")                                                            \
 	X(proxy_headers_refused, counter, "connections closed for want of a proper PROXY header from a proxy we trust") \
-	X(connections, gauge, "connections open now")                                        \
-	X(listeners, gauge, "listeners open now")                                            \
-	X(timers, gauge, "timers of scripts that wait now")                                  \
-	X(references, gauge, "values that the daemon holds for scripts now")                 \
-	X(children, gauge, "child processes alive now, or whose connection still is")         \
-	X(children_started, counter, "child processes started")                              \
-	X(generations, gauge, "generations of handlers alive now")                           \
-	X(bytes_in, counter, "bytes received")                                               \
-	X(bytes_out, counter, "bytes sent")                                                  \
-	X(bytes_relayed, counter, "bytes passed on by relays")                               \
-	X(datagrams_in, counter, "datagrams received")                                       \
-	X(datagrams_out, counter, "datagrams sent")                                          \
-	X(datagrams_failed, counter, "datagrams that could not be sent or delivered")        \
-	X(datagrams_dropped, counter, "of them those that met a full queue")                 \
-	X(bytes_queued, gauge, "bytes waiting to be sent")                                   \
-	X(callbacks, counter, "callbacks entered")                                           \
-	X(handler_errors, counter, "errors raised in callbacks")                             \
-	X(callbacks_stopped, counter, "callbacks stopped for running too long")              \
-	X(limits_met, counter, "connections ended by a limit on their output")               \
-	X(memory_replacements, counter, "generations replaced because their memory ran out") \
-	X(accept_pauses, counter, "pauses of accepting for want of descriptors")             \
-	X(reloads, counter, "reloads carried out")                                           \
-	X(reloads_refused, counter, "reloads refused")                                       \
+	X(connections, gauge, "connections open now")                                                                   \
+	X(listeners, gauge, "listeners open now")                                                                       \
+	X(timers, gauge, "timers of scripts that wait now")                                                             \
+	X(references, gauge, "values that the daemon holds for scripts now")                                            \
+	X(children, gauge, "child processes alive now, or whose connection still is")                                   \
+	X(children_started, counter, "child processes started")                                                         \
+	X(generations, gauge, "generations of handlers alive now")                                                      \
+	X(bytes_in, counter, "bytes received")                                                                          \
+	X(bytes_out, counter, "bytes sent")                                                                             \
+	X(bytes_relayed, counter, "bytes passed on by relays")                                                          \
+	X(datagrams_in, counter, "datagrams received")                                                                  \
+	X(datagrams_out, counter, "datagrams sent")                                                                     \
+	X(datagrams_failed, counter, "datagrams that could not be sent or delivered")                                   \
+	X(datagrams_dropped, counter, "of them those that met a full queue")                                            \
+	X(bytes_queued, gauge, "bytes waiting to be sent")                                                              \
+	X(callbacks, counter, "callbacks entered")                                                                      \
+	X(handler_errors, counter, "errors raised in callbacks")                                                        \
+	X(callbacks_stopped, counter, "callbacks stopped for running too long")                                         \
+	X(limits_met, counter, "connections ended by a limit on their output")                                          \
+	X(memory_replacements, counter, "generations replaced because their memory ran out")                            \
+	X(accept_pauses, counter, "pauses of accepting for want of descriptors")                                        \
+	X(reloads, counter, "reloads carried out")                                                                      \
+	X(reloads_refused, counter, "reloads refused")                                                                  \
 	X(turns, counter, "turns of the loop")
 
 struct stats {

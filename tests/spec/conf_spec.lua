@@ -31,22 +31,30 @@ local function names(object, ...)
   return found
 end
 
-local minimal = 'handlers = {}\nlisten "tcp://127.0.0.1:8085" { handler = "echo" }\nconnect "tcp://127.0.0.1:22" { handler = "banner" }\n'
+local minimal = [[
+handlers = {}
+listen "tcp://127.0.0.1:8085" { handler = "echo" }
+connect "tcp://127.0.0.1:22" { handler = "banner" }
+listen "tls://127.0.0.1:8443" { handler = "echo", tls = { self_signed = true } }
+connect "tls://127.0.0.1:8443" { handler = "banner" }
+]]
 
 -- conf/reactord.conf with everything that it has in comments, and without what it sets. Also the options that were in comments by
 -- scope, each with the help above it.
 local function uncommented()
-  local lines, options = {}, { top = {}, log = {}, listen = {}, connect = {} }
+  local lines, options = {}, { top = {}, log = {}, listen = {}, connect = {}, tls = {} }
   local scope, help = "top", nil
   for line in text_of("conf/reactord.conf"):gmatch("([^\n]*)\n") do
     local content = line:match("^%-%- ?(.*)$")
-    local opened = content and content:match("^(%l+).*{$")
+    local opened = content and (content:match("^local (%l+) = {$") or content:match("^(%l+).*{$"))
     local option = content and content:match("^\t?([%l_]+) = [^\n]*[^{]$")
     if opened and options[opened] then
       scope = opened
       table.insert(lines, content)
     elseif content == "}" then
       scope = "top"
+      table.insert(lines, content)
+    elseif content and content:find('^%l+ "tls://[^"]*" {.*}$') then
       table.insert(lines, content)
     elseif option then
       options[scope][option] = help or ""
@@ -70,6 +78,7 @@ describe("the shipped configuration", function()
       log = names(expected.log),
       listen = names(expected.listen[1], "url", "file", "line"),
       connect = names(expected.connect[1], "url", "file", "line"),
+      tls = names(expected.connect[2].tls),
     }
     for scope, list in pairs(wanted) do
       local found = { table.unpack(options[scope]) }
@@ -79,7 +88,10 @@ describe("the shipped configuration", function()
     end
     local got = dump(text)
     for _, scope in ipairs(scopes) do
-      got[scope][1].line, expected[scope][1].line = 0, 0
+      assert.equal(2, #got[scope])
+      for i = 1, 2 do
+        got[scope][i].line, expected[scope][i].line = 0, 0
+      end
     end
     assert.same(expected, got)
   end)

@@ -1,7 +1,9 @@
 -- The README may not drift from the program: what there is stands in it, what stands in it is there, and its examples run.
 local json = require "dkjson"
 local lfs = require "lfs"
+local pki = require "tests.support.pki"
 local t = require "tests.support.harness"
+local tls = require "tests.support.tls"
 
 local function text_of(path)
   local file = assert(io.open(path))
@@ -47,10 +49,11 @@ describe("the README", function()
 
   it("has every option with its default, and no other", function()
     local config = 'handlers = {}\nlisten "tcp://127.0.0.1:1" { handler = "echo" }\nconnect "tcp://127.0.0.1:1" { handler = "echo" }\n'
+      .. 'connect "tls://127.0.0.1:1" { handler = "echo" }\n'
     local result = t.reactord { "check", "--dump=json", "-c", t.write("minimal.conf", config) }
     local dump = json.decode(result.out, 1, json.null)
     local listen, connect, both = rows(section "### listen"), rows(section "### connect"), rows(section "### listen and connect")
-    local top = rows(section "### Top level")
+    local top, secure = rows(section "### Top level"), rows(section "### TLS options")
     local function check(object, ...)
       for name in pairs(object) do
         local found
@@ -62,15 +65,16 @@ describe("the README", function()
     check(dump.listen[1], listen, both)
     check(dump.connect[1], connect, both)
     check(dump.log, top)
+    check(dump.connect[2].tls, secure)
     local known = {}
-    for _, object in ipairs { dump.listen[1], dump.connect[1], dump.log, dump } do
+    for _, object in ipairs { dump.listen[1], dump.connect[1], dump.connect[2].tls, dump.log, dump } do
       for name in pairs(object) do known[name] = true end
     end
     dump.file, dump.listen, dump.connect, dump.log = nil, nil, nil, nil
     check(dump, top)
     -- The other way round; conf/reactord.conf, which is checked against the program, has the defaults and the words.
     local conf = text_of("conf/reactord.conf")
-    for _, scope in ipairs { top, listen, connect, both } do
+    for _, scope in ipairs { top, listen, connect, both, secure } do
       for name, row in pairs(scope) do
         assert.is_true(known[name], "there is no option " .. name)
         local default, help = row:match("^(.-)%s*| (.*)$")
@@ -170,6 +174,33 @@ describe("the README", function()
     local result = t.reactord { "-t", "-c", config, "-s", "user=" .. user, "-s", "group=" .. group }
     assert.equal("", result.err)
     assert.equal(0, result.status)
+  end)
+
+  it("has TLS that works: a server's blocks, a client, STARTTLS", function()
+    local ca = pki.authority "ca"
+    pki.issue(ca, "server")
+    local config, script, mail = table.unpack(blocks("lua", section "### TLS"))
+    local port, smtp, count = tostring(t.free_port()), t.free_port()
+    t.write("mail.lua", mail)
+    config, count = config:gsub("8443", port)
+    assert.equal(1, count)
+    local d = t.start { config = config .. ('listen "tcp://127.0.0.1:%d" { handler = "mail" }\n'):format(smtp) }
+    script, count = script:gsub("8443", port)
+    assert.equal(1, count)
+    script, count = script:gsub('"ca.pem"', function() return ("%q"):format(ca.cert) end)
+    assert.equal(1, count)
+    local result = t.script(script)
+    assert.same({ "echo\nnil\tclosed\n", "", 0 }, { result.out, result.err, result.status })
+    local c = assert(tls.wrap(t.connect(t.path "secure.sock")))
+    c:send("hello"):expect("hello")
+    c:close()
+    c = t.connect(smtp)
+    c:send("EHLO me\r\n"):expect("EHLO me\r\n")
+    c:send("STARTTLS\r\n"):expect("220 go ahead\r\n")
+    c = assert(tls.wrap(c))
+    c:send("STARTTLS\r\n"):expect("STARTTLS\r\n")
+    c:close()
+    d:stop()
   end)
 end)
 

@@ -124,6 +124,12 @@ connect "tcp://127.0.0.1:7" { handler = "near" }]]
   end)
 end)
 
+-- Compares values of JSON; an empty list is not null.
+local function equal(expected, got, name)
+  if expected == json.null or got == json.null or type(expected) ~= "table" then return assert.equal(expected, got, name) end
+  assert.same(expected, setmetatable(got, nil), name)
+end
+
 describe("check --dump=json", function()
   t.auto()
 
@@ -164,28 +170,32 @@ connect "tcp://127.0.0.1:9" { handler = "good", reconnect = 5, bind = "127.0.0.1
       top = {
         user = json.null, group = json.null, pid_file = json.null, processes = 1, memory_limit = 1 << 30, max_queued = 1 << 30,
         callback_time = 1, drain_timeout = 30, reload_timeout = 3600, generations = 4, unsafe = false, lua_path = json.null,
-        lua_cpath = json.null,
+        lua_cpath = json.null, nameservers = {},
       },
       log = { level = "info", format = "auto", file = json.null },
       listen = {
         args = json.null, backlog = 4096, max_connections = 0, max_connections_per_address = 0, reuse_port = false, mode = json.null,
+        proxy_protocol = {},
       },
-      connect = { args = json.null, connect_timeout = 20, reconnect = json.null, bind = json.null },
+      connect = { args = json.null, connect_timeout = 20, reconnect = json.null, bind = json.null, proxy_protocol = "none" },
       both = {
         idle_timeout = 0, linger_timeout = 30, low_water = 65536, high_water = 1 << 20, max_outbound = 64 << 20, nodelay = true,
-        keepalive = false,
+        keepalive = false, tls = json.null,
       },
     }
-    for name, value in pairs(defaults.top) do assert.equal(value, all[name], name) end
-    for name, value in pairs(defaults.log) do assert.equal(value, all.log[name], name) end
-    for name, value in pairs(defaults.listen) do assert.equal(value, all.listen[1][name], name) end
-    for name, value in pairs(defaults.connect) do assert.equal(value, all.connect[1][name], name) end
-    for name, value in pairs(defaults.both) do
-      assert.equal(value, all.listen[1][name], name)
-      assert.equal(value, all.connect[1][name], name)
+    local function check(scope, object)
+      for name, value in pairs(scope) do
+        equal(value, object[name], name)
+      end
+    end
+    check(defaults.top, all)
+    check(defaults.log, all.log)
+    for _, scope in ipairs { "listen", "connect" } do
+      check(defaults[scope], all[scope][1])
+      check(defaults.both, all[scope][1])
     end
     -- And nothing else: each option that is added is added here, with its default.
-    local known = { handlers = true, nameservers = true, file = true, log = true, listen = true, connect = true }
+    local known = { handlers = true, file = true, log = true, listen = true, connect = true }
     for name in pairs(all) do assert.is_truthy(known[name] or defaults.top[name] ~= nil, name) end
     for name in pairs(all.log) do assert.is_truthy(defaults.log[name] ~= nil, name) end
     for _, scope in ipairs { "listen", "connect" } do
@@ -193,6 +203,34 @@ connect "tcp://127.0.0.1:9" { handler = "good", reconnect = 5, bind = "127.0.0.1
         local ours = name == "url" or name == "file" or name == "line" or name == "handler"
         assert.is_truthy(ours or defaults[scope][name] ~= nil or defaults.both[name] ~= nil, name)
       end
+    end
+  end)
+
+  it("has the options of tls, where there is TLS", function()
+    local file = configuration [[
+listen "unix://x.sock" { handler = "good", tls = { self_signed = true, alpn = { "h2" } } }
+connect "tls://localhost:9" { handler = "good" }
+connect "tcp://localhost:9" { handler = "good", tls = { verify_hostname = false, verify_peer = true, handshake_timeout = 2.5 } }]]
+    local r = t.reactord { "check", "--dump=json", "-c", file }
+    assert.same({ 0, "" }, { r.status, r.err })
+    local all = assert(json.decode(r.out, nil, json.null))
+    local defaults = {
+      certificate = json.null, private_key = json.null, private_key_pass = json.null, self_signed = false, verify_peer = json.null,
+      verify_hostname = json.null, ca_file = json.null, ca_path = json.null, fail_if_no_peer_cert = false, sni_hostname = json.null,
+      alpn = {}, sni = json.null, min_version = "default", max_version = "default", ssl_version = {}, cipher_list = json.null,
+      ciphersuites = json.null, ecdh_curve = json.null, dhparam = json.null, handshake_timeout = 10,
+    }
+    for object, set in pairs {
+      [all.listen[1].tls] = { self_signed = true, alpn = { "h2" } },
+      [all.connect[1].tls] = {},
+      [all.connect[2].tls] = { verify_hostname = false, verify_peer = true, handshake_timeout = 2.5 },
+    } do
+      for name, got in pairs(object) do
+        local expected = set[name]
+        if expected == nil then expected = defaults[name] end
+        equal(expected, got, name)
+      end
+      for name in pairs(defaults) do assert.is_not_nil(object[name], name) end
     end
   end)
 

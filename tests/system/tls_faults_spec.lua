@@ -42,6 +42,26 @@ describe("TLS with bad peers", function()
     finish()
   end)
 
+  it("is counted: handshakes that succeed, and connections that TLS ends", function()
+    start "handshake_timeout = 1"
+    local function fault(send, pattern)
+      local mark = d:mark()
+      local c = t.connect(port)
+      send(c)
+      d:wait_log(pattern, 10, mark)
+    end
+    fault(function(c) c:send "GET / HTTP/1.0\r\n\r\n" end, "end ETLS http request")
+    fault(function(c) c:close() end, "end ETLS the peer closed during the handshake")
+    fault(function() end, "end ETIMEDOUT handshake timeout")
+    fault(function(c) -- without a goodbye
+      assert(tls.wrap(c))
+      assert(t.sys.shutdown(c.sock:getfd()))
+    end, "end ETLS tls truncated")
+    fault(function(c) assert(tls.wrap(c)):close() end, "end nil eof")
+    finish()
+    assert.matches(" tls_handshakes=3 tls_failures=4 ", d:log())
+  end)
+
   it("ends a handshake that the peer leaves, wherever it leaves it", function()
     start()
     -- A real first message, cut at many places.

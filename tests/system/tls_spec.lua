@@ -124,9 +124,11 @@ describe("TLS", function()
     local d = t.start {
       config = listen(port, "echo", [[certificate = "default.pem", private_key = "default.key", sni = {
         ["one.test"] = { certificate = "one.pem", private_key = "one.key" },
-        ["*.wild.test"] = { certificate = "wild.pem", private_key = "wild.key" } } ]]),
+        ["*.wild.test"] = { certificate = "wild.pem", private_key = "wild.key" },
+        ["one.wild.test"] = { certificate = "one.pem", private_key = "one.key" } } ]]),
     }
-    for name, subject in pairs { ["one.test"] = "one", ["a.wild.test"] = "wild", ["other.test"] = "default", ["ONE.test"] = "one" } do
+    for name, subject in pairs { ["one.test"] = "one", ["a.wild.test"] = "wild", ["one.wild.test"] = "one",
+      ["wild.test"] = "default", ["a.b.wild.test"] = "default", ["other.test"] = "default", ["ONE.test"] = "one" } do
       local c = assert(tls.connect(port, { name = name }))
       assert.equal(subject, c.sock:getpeercertificate():subject()[1].value)
       c:close()

@@ -124,6 +124,110 @@ static void defaults_are_filled_in(void **state)
 	assert_false(c->has_reconnect);
 	assert_null(c->bind);
 	assert_int_equal(c->flow.max_outbound, 64 << 20);
+	assert_null(l->tls);
+	assert_null(c->tls);
+	config_free(config);
+}
+
+/* A tls table, and a tls:// address without one, have every option of TLS. */
+static void defaults_of_tls_are_filled_in(void **state)
+{
+	struct config *config = load("listen 'tls://*:1' { handler = 'x' } connect 'tcp://h:1' { handler = 'x', tls = {} }\n"
+	                             "listen 'unix://x' { handler = 'x', tls = { self_signed = true } }");
+	const struct tls_conf *const all[] = {config->listens[0].tls, config->connects[0].tls};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+		const struct tls_conf *t = all[i];
+
+		assert_non_null(t);
+		assert_null(t->certificate);
+		assert_null(t->private_key);
+		assert_null(t->private_key_pass);
+		assert_false(t->self_signed);
+		assert_int_equal(t->verify_peer, -1);
+		assert_null(t->verify_hostname);
+		assert_null(t->ca_file);
+		assert_null(t->ca_path);
+		assert_false(t->fail_if_no_peer_cert);
+		assert_null(t->sni_hostname);
+		assert_int_equal(t->alpn.count, 0);
+		assert_int_equal(t->sni_count, 0);
+		assert_int_equal(t->min_version, 0);
+		assert_int_equal(t->max_version, 0);
+		assert_int_equal(t->ssl_version.count, 0);
+		assert_null(t->cipher_list);
+		assert_null(t->ciphersuites);
+		assert_null(t->ecdh_curve);
+		assert_null(t->dhparam);
+		assert_int_equal(t->handshake_timeout_ns, 10 * 1000000000ll);
+	}
+	assert_true(config->listens[1].tls->self_signed);
+	config_free(config);
+}
+
+/* Everything that TLS has is set, under our names and under EventMachine's; paths are relative to the file, PEM text is none. */
+static void options_of_tls_are_taken(void **state)
+{
+	struct config *config = load(
+		"local text = '-----BEGIN CERTIFICATE-----\\nMII\\n'\n"
+		"listen 'tls://*:1' { handler = 'x', tls = { certificate = 'a.pem', private_key = '/b.key', private_key_pass = 'p',\n"
+		"  verify_peer = true, fail_if_no_peer_cert = true, ca_file = text, ca_path = 'ca', alpn = { 'h2', 'x' }, dhparam = 'dh.pem',\n"
+		"  min_version = 'TLSv1.3', ciphersuites = 's', cipher_list = 'l', ecdh_curve = 'c', handshake_timeout = 0.25,\n"
+		"  sni = { ['a.b'] = { cert = text, private_key_file = 'k' }, ['*.c'] = { certificate = '/c.pem', private_key_pass = 'q' } } } }\n"
+		"connect 'tls://h:1' { handler = 'x', tls = { cert_chain_file = 'a.pem', private_key_file = 'b.key', verify_peer = false,\n"
+		"  verify_hostname = false, sni_hostname = 'n', ssl_version = { 'TLSv1_2', 'tlsv1_1' } } }\n"
+		"connect 'tls://h:2' { handler = 'x', tls = { verify_hostname = 'v', ssl_version = { 'tlsv1_3' }, min_version = 'TLSv1.2' } }\n");
+	const struct tls_conf *l = config->listens[0].tls, *c = config->connects[0].tls, *d = config->connects[1].tls;
+	char expected[256];
+
+	(void)state;
+	snprintf(expected, sizeof expected, "%s/a.pem", folder);
+	assert_string_equal(l->certificate, expected);
+	assert_string_equal(c->certificate, expected);
+	assert_string_equal(l->private_key, "/b.key");
+	assert_string_equal(l->private_key_pass, "p");
+	assert_int_equal(l->verify_peer, 1);
+	assert_true(l->fail_if_no_peer_cert);
+	assert_string_equal(l->ca_file, "-----BEGIN CERTIFICATE-----\nMII\n");
+	snprintf(expected, sizeof expected, "%s/ca", folder);
+	assert_string_equal(l->ca_path, expected);
+	assert_int_equal(l->alpn.count, 2);
+	assert_string_equal(l->alpn.items[1], "x");
+	snprintf(expected, sizeof expected, "%s/dh.pem", folder);
+	assert_string_equal(l->dhparam, expected);
+	assert_int_equal(l->min_version, 4);
+	assert_int_equal(l->max_version, 0);
+	assert_string_equal(l->ciphersuites, "s");
+	assert_string_equal(l->cipher_list, "l");
+	assert_string_equal(l->ecdh_curve, "c");
+	assert_int_equal(l->handshake_timeout_ns, 250000000);
+	assert_int_equal(l->sni_count, 2);
+	for (size_t i = 0; i < 2; i++) {
+		const struct tls_sni_conf *s = &l->sni_list[i];
+
+		snprintf(expected, sizeof expected, "%s/k", folder);
+		if (strcmp(s->name, "a.b") == 0) {
+			assert_string_equal(s->certificate, l->ca_file);
+			assert_string_equal(s->private_key, expected);
+			assert_null(s->private_key_pass);
+		} else {
+			assert_string_equal(s->name, "*.c");
+			assert_string_equal(s->certificate, "/c.pem");
+			assert_null(s->private_key);
+			assert_string_equal(s->private_key_pass, "q");
+		}
+	}
+	snprintf(expected, sizeof expected, "%s/b.key", folder);
+	assert_string_equal(c->private_key, expected);
+	assert_int_equal(c->verify_peer, 0);
+	assert_string_equal(c->verify_hostname, "");
+	assert_string_equal(c->sni_hostname, "n");
+	assert_int_equal(c->min_version, 2);
+	assert_int_equal(c->max_version, 3);
+	assert_string_equal(d->verify_hostname, "v");
+	assert_int_equal(d->min_version, 3); /* said in both ways: our own goes first */
+	assert_int_equal(d->max_version, 4);
 	config_free(config);
 }
 
@@ -197,6 +301,11 @@ static const struct {
 	{"address", {"5", "''", "'localhost'", "'1.2.3'", "'1.2.3.4:x'", "'::1'", "{}"}},
 	{"addresses", {"5", "'127.0.0.1'", "{ 'localhost' }", "{ '127.0.0.1', '' }", "{ 5 }", "{ a = '127.0.0.1' }", "{ '::1' }"}},
 	{"networks", {"5", "true", "'127.0.0.1'", "{ 'localhost' }", "{ '10.0.0.0/33' }", "{ '::1', '' }", "{ 5 }", "{ a = '::1' }"}},
+	{"PEM", {"5", "true", "{}", "''", "'a\\0b'"}},
+	{"host name", {"5", "true", "{}", "''", "'a\\0b'"}},
+	{"strings", {"5", "true", "'h2'", "{ 5 }", "{ a = 'h2' }", "{ 'h2', '' }", "{ 'a\\0b' }", "{ { 'h2' } }"}},
+	{"switch", {"0", "1", "'true'", "{}"}},
+	{"table", {"5", "true", "'x'"}},
 	{"list", {"5", "'x'", "true", "{ a = 1 }", "{ [0] = 1 }", "{ [1000] = 1 }"}},
 };
 
@@ -207,7 +316,7 @@ static void wrong_values_are_refused(void **state)
 	struct option_row *rows = config_option_rows(&count);
 
 	(void)state;
-	assert_true(count > 40);
+	assert_true(count > 60);
 	for (size_t i = 0; i < count; i++) {
 		bool known = false;
 
@@ -224,6 +333,8 @@ static void wrong_values_are_refused(void **state)
 					snprintf(text, sizeof text, "local math_maxinteger = 9223372036854775807\ngroup = nil\n%s = %s", rows[i].name, *value);
 				else if (strcmp(rows[i].scope, "log") == 0)
 					snprintf(text, sizeof text, "log = {\n\n%s = %s }", rows[i].name, *value);
+				else if (strcmp(rows[i].scope, "tls") == 0)
+					snprintf(text, sizeof text, "connect 'tls://h:1' {\nhandler = 'x',\ntls = { %s = %s } }", rows[i].name, *value);
 				else
 					snprintf(text, sizeof text, "local math_maxinteger = 9223372036854775807; %s 'unix://x' {\n%s\n%s = %s }",
 					         rows[i].scope, strcmp(rows[i].name, "handler") == 0 ? "" : "handler = 'x',", rows[i].name, *value);
@@ -240,7 +351,7 @@ static void wrong_values_are_refused(void **state)
 		if (!known)
 			fail_msg("no wrong values for the type %s", rows[i].type);
 	}
-	assert_true(checked > 200);
+	assert_true(checked > 300);
 	free(rows);
 }
 
@@ -258,6 +369,8 @@ static void defaults_are_valid(void **state)
 			snprintf(text, sizeof text, "%s = %s", rows[i].name, rows[i].fallback);
 		else if (strcmp(rows[i].scope, "log") == 0)
 			snprintf(text, sizeof text, "log = { %s = %s }", rows[i].name, rows[i].fallback);
+		else if (strcmp(rows[i].scope, "tls") == 0)
+			snprintf(text, sizeof text, "connect 'tls://h:1' { handler = 'x', tls = { %s = %s } }", rows[i].name, rows[i].fallback);
 		else if (strcmp(rows[i].name, "handler") == 0)
 			continue;
 		else
@@ -298,8 +411,33 @@ static void mistakes_are_explained(void **state)
 	     "reactord.conf:1: \"tcp://h:0\": the port to connect to must be a number from 1 to 65535"},
 		{"listen 'tcp://8081' { handler = 'x' }",
 	     "reactord.conf:1: \"tcp://8081\" has a port but no host: write tcp://127.0.0.1:8081, or tcp://*:8081 for every address"},
-		{"listen 'tls://h:1' { handler = 'x' }", "reactord.conf:1: this version cannot listen on \"tls://h:1\": use tcp:// or unix://"},
-		{"connect 'udp://h:1' { handler = 'x' }", "reactord.conf:1: this version cannot connect to \"udp://h:1\": use tcp:// or unix://"},
+		{"connect 'udp://h:1' { handler = 'x' }",
+	     "reactord.conf:1: this version cannot connect to \"udp://h:1\": use tcp://, tls:// or unix://"},
+		{"listen 'tcp://h:1' { handler = 'x', tsl = {} }", "reactord.conf:1: unknown option 'tsl' in listen (did you mean 'tls'?)"},
+		{"listen 'tcp://h:1' { handler = 'x',\ntls = true }",
+	     "reactord.conf:2: 'tls' in listen must be a table such as { certificate = \"…\" }"},
+		{"log = { tls = {} }", "reactord.conf:1: unknown option 'tls' in log"},
+		{"listen 'tls://h:1' { handler = 'x',\ntls = { certifcate = 'x' } }",
+	     "reactord.conf:2: unknown option 'certifcate' in tls (did you mean 'certificate'?)"},
+		{"listen 'tls://h:1' { handler = 'x', tls = { 'a.pem' } }", "reactord.conf:1: tls takes options by name: name = value"},
+		{"listen 'tls://h:1' { handler = 'x', tls = { url = 'x' } }", "reactord.conf:1: unknown option 'url' in tls"},
+		{"listen 'tls://h:1' { handler = 'x', tls = { cert = 'a', cert_chain_file = 'b' } }",
+	     "reactord.conf:1: 'cert_chain_file' in tls says the same as 'certificate': give one of them"},
+		{"listen 'tls://h:1' { handler = 'x', tls = { min_version = 'SSLv3' } }",
+	     "reactord.conf:1: 'min_version' in tls must be one of \"default\", \"TLSv1\", \"TLSv1.1\", \"TLSv1.2\", \"TLSv1.3\", got \"SSLv3\""},
+		{"listen 'tls://h:1' { handler = 'x', tls = { min_version = 'TLSv1.3', max_version = 'TLSv1.2' } }",
+	     "reactord.conf:1: 'min_version' in tls is newer than max_version"},
+		{"listen 'tls://h:1' { handler = 'x', tls = { ssl_version = { 'sslv3' } } }",
+	     "reactord.conf:1: 'ssl_version' in tls: unknown version \"sslv3\" (there are tlsv1, tlsv1_1, tlsv1_2, tlsv1_3)"},
+		{"listen 'tls://h:1' { handler = 'x', tls = { sni = { 'a.pem' } } }",
+	     "reactord.conf:1: 'sni' in tls must be a table such as { [\"example.org\"] = { certificate = \"…\" } }"},
+		{"listen 'tls://h:1' { handler = 'x', tls = { sni = { ['a.b'] = { private_key = 'k' } } } }",
+	     "reactord.conf:1: 'sni' in tls: \"a.b\" needs a certificate"},
+		{"listen 'tls://h:1' { handler = 'x', tls = { sni = { ['a.b'] = { certificate = 'c', alpn = {} } } } }",
+	     "reactord.conf:1: unknown option 'alpn' in sni"},
+		{"listen 'tls://h:1' { handler = 'x', tls = { handshake_timeout = 0 } }",
+	     "reactord.conf:1: 'handshake_timeout' in tls must be a number of seconds from 0.001 to 315360000, got 0"},
+		{"listen 'udp://h:1' { handler = 'x', tls = {} }", "reactord.conf:1: 'tls' in listen \"udp://h:1\": only a stream socket has it"},
 		{"listen 'tcp://h:1' { handler = 'x', mode = '0660' }",
 	     "reactord.conf:1: 'mode' in listen \"tcp://h:1\": only a unix:// socket has permissions"},
 		{"connect 'unix://x' { handler = 'x', mode = '0660' }", "reactord.conf:1: unknown option 'mode' in connect"},
@@ -325,6 +463,10 @@ static void mistakes_are_explained(void **state)
 	memset(expected + strlen(expected), 'x', 107);
 	strcat(expected, "\": the path of a socket has 107 bytes at most");
 	assert_refused(text, expected);
+	strcpy(text, "connect 'tls://h:1' { handler = 'x', tls = { alpn = { '");
+	memset(text + strlen(text), 'x', 256);
+	strcat(text, "' } } }");
+	assert_refused(text, "reactord.conf:1: 'alpn' in tls: a protocol's name has 255 bytes at most");
 }
 
 /* One address may stand twice where that can work. */
@@ -452,15 +594,19 @@ static void scripts_use_the_same_schema(void **state)
 /* The dump is JSON with every option of the schema. */
 static void the_dump_is_complete(void **state)
 {
-	struct config *config = load("drain_timeout = 0.1 log = { level = 'warn' }\n"
-	                             "listen 'unix:///x' { handler = 'e', mode = '0600', args = { 1, 'a\\xff', { x = {} } }, keepalive = 5 }\n"
-	                             "connect 'tcp://h:1' { handler = 'e' }\n");
+	struct config *config =
+		load("drain_timeout = 0.1 log = { level = 'warn' }\n"
+	         "listen 'unix:///x' { handler = 'e', mode = '0600', args = { 1, 'a\\xff', { x = {} } }, keepalive = 5 }\n"
+	         "connect 'tcp://h:1' { handler = 'e' }\n"
+	         "connect 'tls://h:1' { handler = 'e', tls = { cert = 'c.pem', verify_peer = false, verify_hostname = false,\n"
+	         "  alpn = { 'a', 'b' }, ssl_version = { 'tlsv1_2' }, sni = { ['a.b'] = { cert = 'd.pem' } } } }\n");
 	size_t count, size;
 	struct option_row *rows = config_option_rows(&count);
 	char *text;
 	FILE *memory = open_memstream(&text, &size);
 	json_error_t error;
-	json_t *json, *l, *c;
+	json_t *json, *l, *c, *t;
+	char expected[256];
 
 	(void)state;
 	config_dump_json(config, memory);
@@ -470,10 +616,12 @@ static void the_dump_is_complete(void **state)
 		fail_msg("%s\n%s", error.text, text);
 	l = json_array_get(json_object_get(json, "listen"), 0);
 	c = json_array_get(json_object_get(json, "connect"), 0);
+	t = json_object_get(json_array_get(json_object_get(json, "connect"), 1), "tls");
 	for (size_t i = 0; i < count; i++) {
 		json_t *scope = strcmp(rows[i].scope, "top") == 0      ? json
 		                : strcmp(rows[i].scope, "log") == 0    ? json_object_get(json, "log")
 		                : strcmp(rows[i].scope, "listen") == 0 ? l
+		                : strcmp(rows[i].scope, "tls") == 0    ? t
 		                                                       : c;
 
 		if (!json_object_get(scope, rows[i].name))
@@ -489,6 +637,16 @@ static void the_dump_is_complete(void **state)
 	assert_int_equal(json_integer_value(json_object_get(l, "line")), 2);
 	assert_string_equal(json_string_value(json_array_get(json_object_get(l, "args"), 1)), "a\xef\xbf\xbd");
 	assert_true(json_is_null(json_object_get(c, "reconnect")));
+	assert_true(json_is_null(json_object_get(c, "tls")));
+	snprintf(expected, sizeof expected, "%s/c.pem", folder);
+	assert_string_equal(json_string_value(json_object_get(t, "certificate")), expected);
+	assert_true(json_is_null(json_object_get(t, "private_key")));
+	assert_true(json_is_false(json_object_get(t, "verify_peer")));
+	assert_true(json_is_false(json_object_get(t, "verify_hostname")));
+	assert_int_equal(json_array_size(json_object_get(t, "alpn")), 2);
+	assert_string_equal(json_string_value(json_object_get(t, "min_version")), "TLSv1.2"); /* what it comes to */
+	assert_int_equal(json_integer_value(json_object_get(t, "handshake_timeout")), 10);
+	assert_string_equal(json_string_value(json_object_get(json_object_get(json_object_get(t, "sni"), "a.b"), "cert")), "d.pem");
 	json_decref(json);
 	free(text);
 	free(rows);
@@ -518,11 +676,18 @@ static void some_options_stay_until_a_restart(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(defaults_are_filled_in),   cmocka_unit_test(options_are_taken),
-		cmocka_unit_test(wrong_values_are_refused), cmocka_unit_test(defaults_are_valid),
-		cmocka_unit_test(mistakes_are_explained),   cmocka_unit_test(addresses_may_be_shared),
-		cmocka_unit_test(overrides_go_first),       cmocka_unit_test(scripts_use_the_same_schema),
-		cmocka_unit_test(the_dump_is_complete),     cmocka_unit_test(some_options_stay_until_a_restart),
+		cmocka_unit_test(defaults_are_filled_in),
+		cmocka_unit_test(options_are_taken),
+		cmocka_unit_test(defaults_of_tls_are_filled_in),
+		cmocka_unit_test(options_of_tls_are_taken),
+		cmocka_unit_test(wrong_values_are_refused),
+		cmocka_unit_test(defaults_are_valid),
+		cmocka_unit_test(mistakes_are_explained),
+		cmocka_unit_test(addresses_may_be_shared),
+		cmocka_unit_test(overrides_go_first),
+		cmocka_unit_test(scripts_use_the_same_schema),
+		cmocka_unit_test(the_dump_is_complete),
+		cmocka_unit_test(some_options_stay_until_a_restart),
 	};
 
 	return cmocka_run_group_tests_name("config", tests, set_up, tear_down);
