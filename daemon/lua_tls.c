@@ -13,7 +13,9 @@
 #include "lua_conn.h"
 #include "tls_filter.h"
 
-/* start_tls([options]): as server on an accepted connection, as client on an outgoing one; options.server says otherwise. */
+/* start_tls([options]): as server on an accepted connection, as client on an outgoing one. True, or nil, message, code: what files and
+ * certificates have against it; "EALREADY" where TLS is on; "EBUSY" where a file is being streamed; "EPIPE" where either direction has
+ * ended; "ENOTCONN" where it is closing; "EOPNOTSUPP" where there is no stream. */
 static int l_start_tls(lua_State *L)
 {
 	struct lua_conn *lc = lua_conn_check(L, 1);
@@ -34,7 +36,7 @@ static int l_start_tls(lua_State *L)
 		free(why);
 		return luaL_argerror(L, 2, lua_tostring(L, -1));
 	}
-	if (!lc->c || lc->c->state == CONN_ENDING) {
+	if (!lc->c || !conn_usable(lc->c)) {
 		tls_conf_clear(&conf);
 		return arg_failure(L, "ENOTCONN", "closed");
 	}
@@ -49,6 +51,10 @@ static int l_start_tls(lua_State *L)
 	if (tls_session(lc->c)) {
 		tls_conf_clear(&conf);
 		return arg_failure(L, "EALREADY", "TLS is on already");
+	}
+	if (lc->c->shut_asked || lc->c->eof) { /* a handshake takes both directions */
+		tls_conf_clear(&conf);
+		return arg_failure(L, "EPIPE", lc->c->eof ? "the peer sends no more" : "closed for writing");
 	}
 	struct tls_context *context = tls_context_get(lc->vm->options.tls, &conf, !lc->outgoing, &code, &why);
 	tls_conf_clear(&conf);
