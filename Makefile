@@ -185,7 +185,7 @@ lint:
 	cppcheck --quiet --error-exitcode=1 --std=c11 --language=c --library=posix -Iinclude -Idaemon -D_GNU_SOURCE \
 	 -DVERSION='""' -DREACTORD_LIBDIR='""' -DREACTORD_CONF='""' --enable=warning,performance,portability --inline-suppr \
 	 --suppress=missingInclude --suppress=missingIncludeSystem \
-	 $(addprefix --suppress=,getpwnamCalled getpwuidCalled getgrnamCalled getgrgidCalled) -j$(JOBS) $(filter %.c,$(C_FILES))
+	 $(addprefix --suppress=,getpwnamCalled getpwuidCalled getgrnamCalled getgrgidCalled readdirCalled) -j$(JOBS) $(filter %.c,$(C_FILES))
 
 format:
 	@.ci/install-packages '$(LINT_PACKAGES)'

@@ -43,7 +43,7 @@ static const char *top_string(lua_State *L, int argument, const char *what)
 
 	if (!text)
 		luaL_argerror(L, argument, lua_pushfstring(L, "%s must be a string, not %s", what, luaL_typename(L, -1)));
-	if (strlen(text) != length)
+	else if (strlen(text) != length)
 		luaL_argerror(L, argument, lua_pushfstring(L, "%s contains a NUL", what));
 	return text;
 }

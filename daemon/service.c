@@ -263,7 +263,9 @@ static void swap(struct service *s, struct generation *g, struct listener **open
 /* Frees the generations that nothing is connected to any more. */
 static void reap_generations(struct service *s)
 {
-	for (struct generation **at = s->newest ? &s->newest->older : NULL; at && *at;) {
+	if (!s->newest)
+		return;
+	for (struct generation **at = &s->newest->older; *at;) {
 		struct generation *g = *at;
 		if (g->vm->conn_count) {
 			at = &g->older;

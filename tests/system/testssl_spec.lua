@@ -12,7 +12,8 @@ describe("testssl", function()
     pki.issue(ca, "server")
     local port = t.free_port()
     local d = t.start {
-      config = ('listen "tls://127.0.0.1:%d" { handler = "echo", tls = { certificate = "server.pem", private_key = "server.key" } }'):format(port),
+      config = ('listen "tls://127.0.0.1:%d" { handler = "echo", tls = { certificate = "server.pem", private_key = "server.key" } }')
+        :format(port),
     }
     local r = t.run { "testssl", "--color", "0", "--quiet", "--nodns", "none", "-p", "-s", "-f", "-P", "-S", "-U", "127.0.0.1:" .. port,
       seconds = 300 }

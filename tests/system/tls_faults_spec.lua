@@ -19,7 +19,8 @@ describe("TLS with bad peers", function()
   local function start(options)
     t.write("ends.lua", ends)
     port = t.free_port()
-    d = t.start { config = ('listen "tls://127.0.0.1:%d" { handler = "ends", tls = { self_signed = true, %s } }'):format(port, options or "") }
+    local config = 'listen "tls://127.0.0.1:%d" { handler = "ends", tls = { self_signed = true, %s } }'
+    d = t.start { config = config:format(port, options or "") }
     good = assert(tls.connect(port))
     good:send("well"):expect("well")
   end
@@ -178,7 +179,8 @@ describe("TLS with bad peers", function()
     start()
     local flood = t.free_port()
     d:stop { keep_clients = false }
-    d = t.start { config = ('listen "tls://127.0.0.1:%d" { handler = "flood", max_outbound = 1000000, tls = { self_signed = true } }'):format(flood) }
+    local config = 'listen "tls://127.0.0.1:%d" { handler = "flood", max_outbound = 1000000, tls = { self_signed = true } }'
+    d = t.start { config = config:format(flood) }
     local c = assert(tls.connect(flood))
     d:wait_log "flood ELIMIT outbound limit"
     c:close()

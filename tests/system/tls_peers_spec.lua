@@ -138,8 +138,8 @@ describe("with OpenSSL and curl", function()
     local ca = pki.authority "ca"
     pki.issue(ca, "server")
     local port = t.free_port()
-    local server = t.sys.spawn({ "openssl", "s_server", "-accept", tostring(port), "-cert", t.path "server.pem", "-key", t.path "server.key",
-      "-rev", "-quiet" }, { stdout = t.path "s.out", stderr = t.path "s.err" })
+    local server = t.sys.spawn({ "openssl", "s_server", "-accept", tostring(port), "-cert", t.path "server.pem",
+      "-key", t.path "server.key", "-rev", "-quiet" }, { stdout = t.path "s.out", stderr = t.path "s.err" })
     finally(function()
       t.sys.kill(server, "KILL")
       t.sys.waitpid(server)
@@ -175,7 +175,8 @@ describe("with OpenSSL and curl", function()
     ]])
     local port = t.free_port()
     local d = t.start {
-      config = ('listen "tls://127.0.0.1:%d" { handler = "page", tls = { certificate = "server.pem", private_key = "server.key", alpn = { "http/1.1" } } }')
+      config = ('listen "tls://127.0.0.1:%d" { handler = "page", '
+        .. 'tls = { certificate = "server.pem", private_key = "server.key", alpn = { "http/1.1" } } }')
         :format(port),
     }
     local r = t.run { "curl", "-sS", "--cacert", ca.cert, "--http1.1", "https://localhost:" .. port .. "/" }

@@ -242,7 +242,8 @@ describe("a resumed session", function()
     local ports = { open = t.free_port(), strict = t.free_port(), again = t.free_port(), other = t.free_port() }
     local config = ""
     local function listen(name, options)
-      local line = 'listen "tls://127.0.0.1:%d" { handler = "echo", tls = { certificate = "server.pem", private_key = "server.key", %s } }\n'
+      local line = 'listen "tls://127.0.0.1:%d" { handler = "echo", '
+        .. 'tls = { certificate = "server.pem", private_key = "server.key", %s } }\n'
       config = config .. line:format(ports[name], options)
     end
     listen("open", "")
@@ -312,7 +313,8 @@ describe("a resumed session", function()
     pki.issue(ca, "server")
     local seen = thrice(('certificate = "%s", private_key = "%s"'):format(t.path "server.pem", t.path "server.key"),
       ('ca_file = "%s"'):format(ca.cert), "ssl_verify_peer = function(_, _, ok, depth) print(ok, depth); return n == 1 end")
-    assert.equal("true\t1\ntrue\t0\nreused false\nnil\tclosed\ntrue\t0\nETLS\tcertificate verify failed: application verification failure\n",
+    assert.equal("true\t1\ntrue\t0\nreused false\nnil\tclosed\n"
+      .. "true\t0\nETLS\tcertificate verify failed: application verification failure\n",
       seen:sub(1, seen:find("failure\n", 1, true) + 7))
   end)
 end)

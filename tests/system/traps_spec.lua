@@ -93,7 +93,8 @@ describe("the trap", function()
   it("of descriptors that children inherit is absent: all are close-on-exec", function()
     local port, target = t.free_port(), t.listen()
     local d = t.start {
-      config = ('listen "tcp://127.0.0.1:%d" { handler = "echo" }\nconnect "tcp://127.0.0.1:%d" { handler = "discard" }'):format(port, target.port),
+      config = ('listen "tcp://127.0.0.1:%d" { handler = "echo" }\nconnect "tcp://127.0.0.1:%d" { handler = "discard" }')
+        :format(port, target.port),
     }
     local c = t.connect(port)
     c:send("x"):expect("x")
@@ -157,7 +158,8 @@ describe("the trap", function()
   it("of an idle limit as the only guard of a handshake is absent: its time is absolute", function()
     local port = t.free_port()
     local d = t.start {
-      config = ('listen "tls://127.0.0.1:%d" { handler = "echo", idle_timeout = 30, tls = { self_signed = true, handshake_timeout = 0.3 } }')
+      config = ('listen "tls://127.0.0.1:%d" { handler = "echo", idle_timeout = 30, '
+        .. 'tls = { self_signed = true, handshake_timeout = 0.3 } }')
         :format(port),
     }
     local c = t.connect(port)
@@ -188,7 +190,8 @@ describe("the trap", function()
     ]])
     local port, secure = t.free_port(), t.free_port()
     local d = t.start {
-      config = ('listen "tcp://127.0.0.1:%d" { handler = "inside" }\nlisten "tls://127.0.0.1:%d" { handler = "inside", tls = { self_signed = true } }')
+      config = ('listen "tcp://127.0.0.1:%d" { handler = "inside" }\n'
+        .. 'listen "tls://127.0.0.1:%d" { handler = "inside", tls = { self_signed = true } }')
         :format(port, secure),
     }
     t.connect(port):send("x"):expect_eof()
