@@ -118,6 +118,7 @@ static struct config *config_for_handler(const struct service_options *o, struct
 	config->handlers.items = mem_realloc(config->handlers.items, sizeof *config->handlers.items);
 	config->handlers.items[config->handlers.count++] = mem_strndup(o->handler, (size_t)(strrchr(o->handler, '/') - o->handler));
 	config->listens = mem_zalloc(o->url_count * sizeof *config->listens);
+	size_t good = 0;
 	for (size_t i = 0; i < o->url_count; i++) {
 		char *why = NULL;
 		if (!config_listen(&config->listens[i], o->urls[i], NULL, &why)) {
@@ -126,9 +127,10 @@ static struct config *config_for_handler(const struct service_options *o, struct
 			continue;
 		}
 		config->listens[i].handler = mem_strdup(o->handler);
-		config->listen_count = i + 1;
+		good++;
 	}
-	if (config->listen_count == o->url_count)
+	config->listen_count = o->url_count; /* a refused one is all zero */
+	if (good == o->url_count)
 		return config;
 	config_free(config);
 	return NULL;
