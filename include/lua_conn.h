@@ -39,7 +39,7 @@ struct lua_conn {
 	struct lua_timer *timers;   /* its own, cancelled at unbind */
 	void (*cancel_timers)(struct lua_conn *lc);
 	struct lua_conn_names *names; /* after the end */
-	void (*on_unbound)(struct lua_conn *lc, void *data); /* for who made it in C; NULL: nobody */
+	void (*on_unbound)(struct lua_conn *lc, void *data); /* told once, when it has ended for good; NULL: nobody */
 	void *on_unbound_data;
 	bool outgoing, unbinding;
 	bool has_listeners;         /* em.EventEmitter's are in the uservalue */
