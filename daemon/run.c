@@ -82,6 +82,8 @@ static void on_signal(int signo, void *data)
 	(void)signo;
 	run->stop = run->ended = true;
 	run->drain_s = 0;
+	if (run->stopping) /* what a stop that drains still waits for */
+		lua_conn_end_all(run->vm, "stopped", false);
 }
 
 /* Does the script wait for anything? */

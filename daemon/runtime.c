@@ -48,11 +48,17 @@ static void raise_descriptor_limit(void)
 	}
 }
 
+/* SIGPIPE has a handler that does nothing, instead of being ignored: programs that scripts start do not inherit that. */
+static void on_pipe(int signo)
+{
+	(void)signo;
+}
+
 /* Makes the parts in their order. */
 bool runtime_open(struct runtime *r, const struct config *config, char **why)
 {
 	memset(r, 0, sizeof *r);
-	signal(SIGPIPE, SIG_IGN);
+	signal(SIGPIPE, on_pipe);
 	raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);
