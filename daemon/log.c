@@ -93,12 +93,18 @@ bool log_open(enum log_level level, enum log_format format, const char *path, ch
 	return true;
 }
 
-/* Gives the log file to a user, who can then open it again; devices and pipes are not ours to give. */
+/* Gives the log file to a user, who can then open it again. Devices and pipes are not ours to give, nor is a file that the name only
+ * links to: who may write in the folder could have chosen it. */
 void log_give(uid_t uid, gid_t gid)
 {
-	struct stat st;
+	struct stat st, named;
 
-	if (log_state.path && fstat(log_state.fd, &st) == 0 && S_ISREG(st.st_mode) && fchown(log_state.fd, uid, gid) < 0)
+	if (!log_state.path || fstat(log_state.fd, &st) < 0 || !S_ISREG(st.st_mode))
+		return;
+	bool linked = lstat(log_state.path, &named) < 0 || named.st_dev != st.st_dev || named.st_ino != st.st_ino || st.st_nlink != 1;
+	if (linked)
+		log_warn("log file %s is a link: its owner stays", log_state.path);
+	else if (fchown(log_state.fd, uid, gid) < 0)
 		log_warn("cannot change the owner of log file %s: %s", log_state.path, strerror(errno));
 }
 

@@ -101,9 +101,9 @@ static void stop(struct run *run)
 	if (run->drain_s > 0)
 		runtime_flush(&run->runtime, (uint64_t)(run->drain_s * 1e9));
 	lua_conn_end_all(run->vm, "stopped", false);
-	runtime_finish(&run->runtime, 5000000000u);
+	runtime_finish(&run->runtime);
 	core_shutdown(run->vm, "stopped", false); /* what unbind has made */
-	runtime_finish(&run->runtime, 5000000000u);
+	runtime_finish(&run->runtime);
 	run->stop = run->stopping = false;
 	run->drain_s = 0;
 }
