@@ -23,11 +23,14 @@ struct resolver {
 	struct loop *loop;
 	ares_channel channel;
 	bool open;                /* channel is there */
+	bool stale;               /* ... and to be made anew as soon as nothing is under way */
+	size_t pending;           /* look-ups that c-ares has not answered, cancelled ones included */
 	struct server_socket *sockets;
 	struct timer timeout;
 };
 
 struct lookup {
+	struct resolver *resolver;
 	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why);
 	void *data;
 	bool starting;            /* resolver_lookup has not returned yet */
@@ -121,14 +124,20 @@ struct resolver *resolver_new(struct loop *loop)
 }
 
 /* Ends the channel: what is under way is called back with ARES_EDESTRUCTION. */
-void resolver_reset(struct resolver *r)
+static void close_channel(struct resolver *r)
 {
 	if (!r->open)
 		return;
 	ares_channel channel = r->channel;
-	r->open = false;
+	r->open = r->stale = false;
 	timer_stop(r->loop, &r->timeout);
 	ares_destroy(channel);
+}
+
+/* Asks for a new channel. What is under way is left to end on the old one. */
+void resolver_reset(struct resolver *r)
+{
+	r->stale = r->open;
 }
 
 /* Frees the resolver. */
@@ -136,7 +145,7 @@ void resolver_free(struct resolver *r)
 {
 	if (!r)
 		return;
-	resolver_reset(r);
+	close_channel(r);
 	ares_library_cleanup();
 	free(r);
 }
@@ -150,6 +159,7 @@ static void on_answer(void *data, int status, int timeouts, struct ares_addrinfo
 	size_t count = 0;
 
 	(void)timeouts;
+	lookup->resolver->pending--;
 	if (status == ARES_SUCCESS && result && !lookup->done) {
 		size_t total = 0;
 		for (struct ares_addrinfo_node *n = result->nodes; n; n = n->ai_next)
@@ -186,6 +196,8 @@ struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t po
 	struct ares_addrinfo_hints hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = ARES_AI_NUMERICSERV};
 	char service[8];
 
+	if (r->stale && !r->pending)
+		close_channel(r);
 	if (!r->open) {
 		struct ares_options options = {.sock_state_cb = on_interest, .sock_state_cb_data = r};
 		if (ares_init_options(&r->channel, &options, ARES_OPT_SOCK_STATE_CB) != ARES_SUCCESS) {
@@ -195,7 +207,8 @@ struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t po
 		r->open = true;
 	}
 	struct lookup *lookup = mem_zalloc(sizeof *lookup);
-	*lookup = (struct lookup){.on_done = on_done, .data = data, .starting = true};
+	*lookup = (struct lookup){.resolver = r, .on_done = on_done, .data = data, .starting = true};
+	r->pending++;
 	snprintf(service, sizeof service, "%u", (unsigned)port);
 	ares_getaddrinfo(r->channel, host, service, &hints, on_answer, lookup);
 	arm(r);

@@ -18,7 +18,7 @@ struct resolver *resolver_new(struct loop *loop) __attribute__((warn_unused_resu
 /* Look-ups still under way are dropped without a call. */
 void resolver_free(struct resolver *r);
 
-/* Forgets servers and settings; the next look-up reads /etc/resolv.conf and /etc/hosts anew. Look-ups under way end with EAI_AGAIN. */
+/* Servers and settings may have changed: /etc/resolv.conf is read anew by the first look-up that finds no other under way. */
 void resolver_reset(struct resolver *r);
 
 /* Looks host up for TCP. on_done comes once, perhaps before this function returns: addresses in order of preference with count > 0, or
