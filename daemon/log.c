@@ -224,18 +224,23 @@ static void put_json(struct line *line, const char *text)
 	put(line, "\"", 1);
 }
 
-/* Appends up to length bytes with control characters spelled out: a peer must neither forge lines nor reach the terminal. */
+/* Appends up to length bytes with control characters, those beyond ASCII too (U+0080 to U+009F), and what is not UTF-8 spelled out: a
+ * peer must neither forge lines nor reach the terminal. */
 static void put_plain(struct line *line, const char *text, size_t length)
 {
-	for (size_t i = 0; i < length; i++) {
+	for (size_t i = 0; i < length;) {
 		unsigned char byte = (unsigned char)text[i];
+		size_t n = utf8_length(&text[i]);
+		bool control = byte < 0x20 || byte == 0x7f || (byte == 0xc2 && (unsigned char)text[i + 1] < 0xa0);
 		char escape[8];
 
-		if ((byte >= 0x20 && byte != 0x7f) || byte == '\t') {
-			put(line, &text[i], 1);
+		if (n > 0 && (!control || byte == '\t')) {
+			put(line, &text[i], n);
+			i += n;
 		} else {
 			snprintf(escape, sizeof escape, byte == '\n' ? "\\n" : "\\x%02x", byte);
 			put_text(line, escape);
+			i++;
 		}
 	}
 }
