@@ -138,14 +138,15 @@ static void drop_output(struct conn *c)
 
 /*
  * A write failed: nothing more can be sent. What the peer had sent before may still wait to be read, so the end is left to the reader,
- * which meets it at once; a connection that does not read ends here.
+ * which meets it at once; a connection that does not read ends here. So does one that the kernel had no memory for: its peer is well and
+ * might never end.
  */
 static void write_failed(struct conn *c, int error)
 {
 	drop_output(c);
 	if (c->state == CONN_ENDING)
 		return;
-	if (c->reading != READING_DATA || c->state != CONN_OPEN) {
+	if (c->reading != READING_DATA || c->state != CONN_OPEN || error == ENOBUFS || error == ENOMEM) {
 		conn_end_errno(c, error);
 		return;
 	}
