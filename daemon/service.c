@@ -574,6 +574,8 @@ static void tell_ready(struct service *s)
 	notify_ready(status);
 	if (!s->options->detached)
 		return;
+	if (!s->newest->config->log_file)
+		log_warn("detached without log.file: from here on nothing is logged");
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null >= 0) {
 		dup2(null, 0);
