@@ -16,7 +16,7 @@
 
 #define SOURCE_WINDOW (256 * 1024) /* bytes that sources may have in the output, less where high_water is lower */
 #define SOURCE_LEAST 16384         /* ... but at least that */
-#define MAX_WRITE (1024 * 1024) /* bytes that one connection may hand to the kernel in one pass */
+#define MAX_WRITE (1024 * 1024)    /* bytes that one connection may hand to the kernel in one pass */
 
 /* The symbol of an errno. */
 const char *errno_code(int error)
@@ -146,8 +146,9 @@ static void send_fin(struct conn *c)
 	if (c->queued || c->sources)
 		return;
 	if (!c->shut && c->filter && !c->filter_finished) {
+		if (!c->filter->finish(c))
+			return;
 		c->filter_finished = true;
-		c->filter->finish(c);
 		account(c);
 		if (c->queued) {
 			mark_dirty(c);
@@ -485,16 +486,24 @@ static void on_bev_event(struct bufferevent *bev, short what, void *data)
 		write_failed(data, error ? error : EPIPE);
 }
 
-/* Plain bytes for the relay, if there is one, and for the user. */
-void conn_deliver(struct conn *c, const char *bytes, size_t length)
+/* Plain bytes for the relay, if there is one, and for the user. Nobody takes any more where the connection is paused meanwhile; once it
+ * is closing nobody wants them, and they count as taken. */
+size_t conn_deliver(struct conn *c, const char *bytes, size_t length)
 {
-	while (length && c->relay && c->state == CONN_OPEN && !c->finishing) {
-		size_t taken = c->tap->input(c, bytes, length);
-		bytes += taken;
-		length -= taken;
+	size_t done = 0;
+
+	while (done < length && c->state == CONN_OPEN && !c->finishing) {
+		if (c->paused)
+			return done;
+		if (c->relay) {
+			done += c->tap->input(c, bytes + done, length - done);
+			continue;
+		}
+		if (c->user)
+			c->events->on_data(c, bytes + done, length - done);
+		break;
 	}
-	if (length && c->state == CONN_OPEN && c->user && !c->finishing)
-		c->events->on_data(c, bytes, length);
+	return length;
 }
 
 /* The peer's end of the stream. */
@@ -574,14 +583,14 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 		if (c->filter && c->state != CONN_LINGERING)
 			c->filter->input(c, loop->buffer, (size_t)n);
 		else
-			conn_deliver(c, loop->buffer, (size_t)n);
+			(void)conn_deliver(c, loop->buffer, (size_t)n);
 	} else if (n == 0) {
-		if (c->filter && c->state == CONN_OPEN && !c->write_error)
+		if (c->filter && c->state <= CONN_FLUSHING && !c->write_error)
 			c->filter->input_eof(c);
 		else
 			conn_deliver_eof(c);
 	} else if (errno == EIO && c->adopted && isatty(fd)) {
-		conn_deliver_eof(c); /* a terminal's other end has gone */
+		conn_deliver_eof(c);                       /* a terminal's other end has gone */
 	} else if (c->keeper && errno == ECONNRESET) { /* it has left something unread; all of its own has been read */
 		conn_deliver_eof(c);
 	} else if (errno != EAGAIN && errno != EINTR) {
@@ -970,8 +979,8 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 	if (!conn_usable(c))
 		return;
 	bool nothing = c->transport ? !c->transport->pending(c)
-				    : !c->queued && !c->sources && !c->keeper &&
-					      (c->state == CONN_CONNECTING || c->watch_only || (c->eof && (!c->filter || c->filter_finished)));
+	                            : !c->queued && !c->sources && !c->keeper &&
+	                                  (c->state == CONN_CONNECTING || c->watch_only || (c->eof && (!c->filter || c->filter_finished)));
 	if (nothing) {
 		conn_end(c, code, why); /* nothing to flush, and nobody to wait for */
 		return;
@@ -1204,7 +1213,7 @@ static void reap(struct conn *c)
 		c->transport->free(c);
 	if (c->filter) {
 		if (!c->end_code && !c->queued && !c->filter_finished && !c->shut) { /* an orderly end has a last word */
-			c->filter->finish(c);
+			(void)c->filter->finish(c);
 			account(c);
 			conn_flush_now(c);
 		}

@@ -723,6 +723,8 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 	const char *label = push_url(L, SCHEME_TCP, host, port);
 	if (!lc->unbinding) /* long gone: it is taken back into the VM's keeping */
 		lua_conn_hold(L, lc, 1);
+	free(lc->hostname); /* the new one is whom TLS asks for and verifies */
+	lc->hostname = mem_strdup(host);
 	lua_conn_revive(lc, &flow);
 	lua_conn_set_label(lc, label);
 	lua_conn_connect(lc, host, port, NULL, NULL);

@@ -18,6 +18,7 @@
 
 #include "mem.h"
 
+#define TRUSTS 32                     /* stores that are kept, those in use not counted: files change, texts may be made by a script */
 #define TICKET_LIFETIME_S (12 * 3600) /* of a ticket key; tickets live as long again */
 
 /* A certificate by server name. */
@@ -31,6 +32,7 @@ struct tls_sni {
 struct trust {
 	char *key;
 	X509_STORE *store;
+	unsigned users; /* contexts */
 	struct trust *next;
 };
 
@@ -235,22 +237,52 @@ static char *add_stamp(char *key, const char *path)
 	return longer;
 }
 
-/* The store for a pair of places, or the system's; loading one costs tens of milliseconds, so they are kept. */
-static X509_STORE *get_trust(struct tls_contexts *contexts, const struct tls_conf *conf, struct failure *f)
+/* Frees one. */
+static void trust_free(struct trust *t)
+{
+	X509_STORE_free(t->store);
+	free(t->key);
+	free(t);
+}
+
+/* What identifies whom a configuration trusts. */
+static char *trust_key(const struct tls_conf *conf)
 {
 	char *key = mem_printf("%s\n%s", conf->ca_file ? conf->ca_file : "", conf->ca_path ? conf->ca_path : "");
 
 	if (conf->ca_file || conf->ca_path) {
 		key = add_stamp(key, conf->ca_file);
-		key = add_stamp(key, conf->ca_path);
-	} else {
-		const char *file = getenv(X509_get_default_cert_file_env());
-		key = add_stamp(key, file ? file : X509_get_default_cert_file());
+		return add_stamp(key, conf->ca_path);
 	}
+	const char *file = getenv(X509_get_default_cert_file_env());
+	return add_stamp(key, file ? file : X509_get_default_cert_file());
+}
+
+/* Frees the oldest of the stores that nobody uses, but for so many. */
+static void forget_trusts(struct tls_contexts *contexts)
+{
+	struct trust **at = &contexts->trusts;
+
+	for (size_t unused = 0; *at;) {
+		struct trust *t = *at;
+		if (t->users || ++unused < TRUSTS) {
+			at = &t->next;
+			continue;
+		}
+		*at = t->next;
+		trust_free(t);
+	}
+}
+
+/* The store for a pair of places, or the system's; loading one costs tens of milliseconds, so they are kept. */
+static struct trust *get_trust(struct tls_contexts *contexts, const struct tls_conf *conf, struct failure *f)
+{
+	char *key = trust_key(conf);
+
 	for (struct trust *t = contexts->trusts; t; t = t->next)
 		if (strcmp(t->key, key) == 0) {
 			free(key);
-			return t->store;
+			return t;
 		}
 	X509_STORE *store = X509_STORE_new();
 	bool ok = store != NULL;
@@ -286,9 +318,11 @@ static X509_STORE *get_trust(struct tls_contexts *contexts, const struct tls_con
 		return NULL;
 	}
 	struct trust *t = mem_alloc(sizeof *t);
-	*t = (struct trust){.key = key, .store = store, .next = contexts->trusts};
+	*t = (struct trust){.key = key, .store = store};
+	forget_trusts(contexts);
+	t->next = contexts->trusts;
 	contexts->trusts = t;
-	return store;
+	return t;
 }
 
 /* --- tickets --------------------------------------------------------------------------------------------------------- */
@@ -498,6 +532,26 @@ static bool set_sni(struct tls_context *context, const struct tls_conf *conf, st
 	return true;
 }
 
+/*
+ * All contexts share the ticket keys, so a ticket says under which demands on the client's certificate it was given: where others hold it
+ * means a full handshake. Else a ticket of a server that asks for none would open one that does. Those of an sni table have the same
+ * demands as the context that they belong to.
+ */
+static bool set_session_kind(SSL_CTX *ctx, const struct tls_context *context, const struct tls_conf *conf, struct failure *f)
+{
+	char *trusted = context->verify ? trust_key(conf) : mem_strdup("");
+	char *kind = mem_printf("%d %d %s", context->verify, conf->fail_if_no_peer_cert, trusted);
+	unsigned char digest[EVP_MAX_MD_SIZE];
+	unsigned length = 0;
+
+	_Static_assert(SSL_MAX_SID_CTX_LENGTH >= 32, "a digest fits");
+	bool ok = EVP_Digest(kind, strlen(kind), digest, &length, EVP_sha256(), NULL) == 1 &&
+	          SSL_CTX_set_session_id_context(ctx, digest, length) == 1;
+	free(trusted);
+	free(kind);
+	return ok ? true : fail_tls(f, "TLS", "");
+}
+
 /* What only servers have: tickets, ALPN choice, request for certificates. */
 static bool set_server(struct tls_context *context, const struct tls_conf *conf, struct failure *f)
 {
@@ -505,7 +559,6 @@ static bool set_server(struct tls_context *context, const struct tls_conf *conf,
 
 	SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA);
 	SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF); /* tickets keep the state with the clients */
-	SSL_CTX_set_session_id_context(ctx, (const unsigned char *)"reactord", 8);
 	SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, on_ticket);
 	SSL_CTX_set_timeout(ctx, TICKET_LIFETIME_S);
 	SSL_CTX_set_num_tickets(ctx, 0); /* TLS 1.3's go with the first answer, see tls_filter.c */
@@ -513,7 +566,7 @@ static bool set_server(struct tls_context *context, const struct tls_conf *conf,
 		context->alpn = alpn_wire(&conf->alpn, &context->alpn_length);
 		SSL_CTX_set_alpn_select_cb(ctx, on_alpn, context);
 	}
-	return set_sni(context, conf, f);
+	return set_session_kind(ctx, context, conf, f) && set_sni(context, conf, f);
 }
 
 /* What only clients have. */
@@ -536,10 +589,12 @@ static bool set_verification(struct tls_context *context, const struct tls_conf 
 	context->verify_name = context->verify && !context->server && !(conf->verify_hostname && !conf->verify_hostname[0]);
 	if (!context->verify)
 		return true;
-	X509_STORE *store = get_trust(context->contexts, conf, f);
-	if (!store)
+	struct trust *trust = get_trust(context->contexts, conf, f);
+	if (!trust)
 		return false;
-	SSL_CTX_set1_cert_store(context->ctx, store);
+	trust->users++;
+	context->trust = trust;
+	SSL_CTX_set1_cert_store(context->ctx, trust->store);
 	SSL_CTX_set_verify(context->ctx, SSL_VERIFY_PEER | (conf->fail_if_no_peer_cert ? SSL_VERIFY_FAIL_IF_NO_PEER_CERT : 0), NULL);
 	return true;
 }
@@ -555,6 +610,8 @@ static void context_free(struct tls_context *context)
 		free(s);
 	}
 	SSL_CTX_free(context->ctx);
+	if (context->trust)
+		context->trust->users--;
 	free(context->alpn);
 	free(context->verify_hostname);
 	free(context->sni_hostname);
@@ -734,9 +791,7 @@ void tls_contexts_free(struct tls_contexts *contexts)
 	while (contexts->trusts) {
 		struct trust *t = contexts->trusts;
 		contexts->trusts = t->next;
-		X509_STORE_free(t->store);
-		free(t->key);
-		free(t);
+		trust_free(t);
 	}
 	while (contexts->sessions)
 		SSL_SESSION_free(let_go(contexts, contexts->sessions));

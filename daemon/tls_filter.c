@@ -14,7 +14,8 @@
 
 #include "mem.h"
 
-#define RECORD 16384 /* bytes of plain text that one record holds */
+#define RECORD 16384      /* bytes of plain text that one record holds */
+#define MAX_ANSWERS 65536 /* bytes that wait to be sent because the peer has demanded them, once TLS is up */
 
 struct tls_filter {
 	struct conn *c;
@@ -25,7 +26,9 @@ struct tls_filter {
 	const char *wire;   /* what is left of the bytes that are being read */
 	size_t wire_left;
 	struct timer deadline; /* of the handshake */
-	struct timer late_eof; /* tells of the peer's goodbye that was read while paused */
+	struct evbuffer *late; /* plain bytes that had been read when the user paused, NULL: there never were any */
+	struct timer resume;   /* tells of them, and of the peer's goodbye */
+	size_t answers;        /* bytes that reading has made us send, since the output was empty */
 	bool begun;            /* the first message has been made */
 	bool accepted;         /* the user has accepted a certificate that OpenSSL would not */
 	bool up;               /* the handshake has ended */
@@ -103,21 +106,27 @@ static void end_by_tls(struct tls_filter *f, const char *code, char *why)
 }
 
 /* Ends the connection for OpenSSL's reason; the alert that it has made is sent, as far as the socket takes it. */
-static void fail(struct tls_filter *f)
+static void fail_with(struct tls_filter *f, const char *text)
 {
-	char text[256];
 	long verdict = SSL_get_verify_result(f->ssl);
 
 	if (f->failed)
 		return;
 	f->failed = true;
-	tls_error_text(text);
 	conn_wire_changed(f->c);
 	conn_flush_now(f->c);
 	if (!f->up && f->context->verify && !f->accepted && verdict != X509_V_OK)
 		end_by_tls(f, "ETLS", mem_printf("certificate verify failed: %s", X509_verify_cert_error_string(verdict)));
 	else
 		end_by_tls(f, "ETLS", mem_strdup(text));
+}
+
+/* The same with the reason that is queued. */
+static void fail(struct tls_filter *f)
+{
+	char text[256];
+
+	fail_with(f, tls_error_text(text));
 }
 
 /* Is a result of OpenSSL's no error but want of more? */
@@ -170,11 +179,51 @@ static bool shake_hands(struct tls_filter *f)
 	return f->c->state != CONN_ENDING;
 }
 
+/* Plain bytes for the user, behind those that wait for the end of a pause. */
+static void deliver(struct tls_filter *f, const char *plain, size_t length)
+{
+	size_t late = f->late ? evbuffer_get_length(f->late) : 0, taken;
+
+	if (late == 0) {
+		taken = conn_deliver(f->c, plain, length);
+		if (taken == length)
+			return;
+		if (!f->late && !(f->late = evbuffer_new()))
+			abort();
+		evbuffer_add(f->late, plain + taken, length - taken);
+		return;
+	}
+	evbuffer_add(f->late, plain, length);
+	taken = conn_deliver(f->c, (const char *)evbuffer_pullup(f->late, -1), late + length);
+	evbuffer_drain(f->late, taken);
+}
+
 /* The peer has said goodbye: to the user that is the end of the stream, though not while paused. */
 static void tell_goodbye(struct tls_filter *f)
 {
 	if (!f->c->paused)
 		conn_deliver_eof(f->c);
+}
+
+/* Output that reading has made: answers to key updates and refusals to renegotiate. Who demands them and reads none could have us queue
+ * them without end. */
+static void count_answers(struct tls_filter *f, size_t before)
+{
+	struct conn *c = f->c;
+	size_t now = evbuffer_get_length(c->output);
+
+	f->answers = before ? f->answers + (now - before) : now;
+	if (f->answers > MAX_ANSWERS && c->state != CONN_ENDING) {
+		c->conns->loop->stats->limits_met++;
+		conn_end(c, "ELIMIT", "outbound limit");
+	}
+}
+
+/* What waited for the end of a pause. */
+static void deliver_late(struct tls_filter *f)
+{
+	if (f->late && evbuffer_get_length(f->late))
+		deliver(f, "", 0);
 }
 
 /* Wire bytes have come in: all their records become one piece of plain data. */
@@ -189,6 +238,7 @@ static void on_input(struct conn *c, const char *bytes, size_t length)
 	f->wire = bytes;
 	f->wire_left = length;
 	if (shake_hands(f)) {
+		size_t before = evbuffer_get_length(c->output);
 		while (n < TLS_BUFFER_SIZE) {
 			size_t got = 0;
 			ERR_clear_error();
@@ -202,31 +252,34 @@ static void on_input(struct conn *c, const char *bytes, size_t length)
 				f->peer_goodbye = true;
 			else if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) {
 				char text[256];
+				tls_error_text(text); /* the user may do things with TLS, too */
 				if (n)
-					conn_deliver(c, plain, n);
+					deliver(f, plain, n);
 				n = 0;
-				if (c->state == CONN_ENDING)
-					tls_error_text(text);
-				else
-					fail(f);
+				fail_with(f, text);
 			}
 			break;
 		}
-		conn_wire_changed(c); /* tickets, answers to key updates */
+		count_answers(f, before);
+		conn_wire_changed(c);
 	}
 	f->wire_left = 0;
 	if (n)
-		conn_deliver(c, plain, n);
+		deliver(f, plain, n);
 	if (f->peer_goodbye && c->state != CONN_ENDING)
 		tell_goodbye(f);
 }
 
-/* The end of the wire: orderly only after the peer's goodbye, or where we have said ours. */
+/* The end of the wire: orderly only after the peer's goodbye. Where we are closing anyway it does not matter how the peer leaves, but that
+ * what waits for the handshake can never be sent. */
 static void on_input_eof(struct conn *c)
 {
 	struct tls_filter *f = filter_of(c);
 
-	if (f->peer_goodbye || f->goodbye)
+	deliver_late(f);
+	if (c->paused || c->state == CONN_ENDING)
+		return; /* it will be met again */
+	if (f->peer_goodbye || (c->state != CONN_OPEN && (f->up || !(evbuffer_get_length(c->plain) || c->sources))))
 		conn_deliver_eof(c);
 	else if (f->up)
 		end_by_tls(f, "ETLS", mem_strdup("tls truncated"));
@@ -262,36 +315,40 @@ static void encrypt(struct conn *c)
 	}
 }
 
-/* Our goodbye, behind all that was sent. */
-static void finish(struct conn *c)
+/* Our goodbye, behind all that was sent. A user who closes one side alone still wants the handshake. */
+static bool finish(struct conn *c)
 {
 	struct tls_filter *f = filter_of(c);
 
+	if (!f->up && !f->failed && c->state == CONN_OPEN)
+		return false;
 	if (f->goodbye || f->failed)
-		return;
+		return true;
 	f->goodbye = true;
 	if (!f->up)
-		return;
+		return true;
 	ERR_clear_error();
 	(void)SSL_shutdown(f->ssl);
 	ERR_clear_error();
+	return true;
 }
 
-/* Reading goes on: a goodbye may have waited. Not told from here, which is inside a call of the user's. */
+/* Reading goes on: data and a goodbye may have waited. Not told from here, which is inside a call of the user's. */
 static void resumed(struct conn *c)
 {
 	struct tls_filter *f = filter_of(c);
 
-	if (f->peer_goodbye && !c->eof)
-		timer_start(c->conns->loop, &f->late_eof, 0);
+	if ((f->peer_goodbye && !c->eof) || (f->late && evbuffer_get_length(f->late)))
+		timer_start(c->conns->loop, &f->resume, 0);
 }
 
 /* The user has resumed. */
-static void on_late_eof(void *data)
+static void on_resume(void *data)
 {
 	struct tls_filter *f = data;
 
-	if (f->c->state != CONN_ENDING && !f->c->eof)
+	deliver_late(f);
+	if (f->peer_goodbye && f->c->state != CONN_ENDING && !f->c->eof)
 		tell_goodbye(f);
 }
 
@@ -309,7 +366,9 @@ static void filter_free(struct conn *c)
 	struct tls_filter *f = filter_of(c);
 
 	timer_stop(c->conns->loop, &f->deadline);
-	timer_stop(c->conns->loop, &f->late_eof);
+	timer_stop(c->conns->loop, &f->resume);
+	if (f->late)
+		evbuffer_free(f->late);
 	SSL_free(f->ssl);
 	free(f->session_name);
 	tls_context_unref(f->context);
@@ -351,12 +410,22 @@ static int on_verify(int preverified, X509_STORE_CTX *store)
 	return answer < 0 ? preverified : answer;
 }
 
-/* Is it an address in numbers? */
-static bool is_address(const char *host)
+/* Reads an address in numbers; returns its length in bytes, 0 if it is none. */
+static size_t read_address(const char *host, unsigned char address[sizeof(struct in6_addr)])
 {
-	unsigned char buffer[sizeof(struct in6_addr)];
+	if (inet_pton(AF_INET, host, address) == 1)
+		return sizeof(struct in_addr);
+	return inet_pton(AF_INET6, host, address) == 1 ? sizeof(struct in6_addr) : 0;
+}
 
-	return inet_pton(AF_INET, host, buffer) == 1 || inet_pton(AF_INET6, host, buffer) == 1;
+/* A name without the dot at its end that says that it is whole: neither SNI nor certificates have it. The caller frees it. */
+static char *without_root(const char *name)
+{
+	size_t length = name ? strlen(name) : 0;
+
+	if (length > 1 && name[length - 1] == '.')
+		length--;
+	return mem_printf("%.*s", (int)length, name ? name : "");
 }
 
 /* Whom a client asks for and whom it accepts. */
@@ -364,17 +433,19 @@ static void set_names(struct tls_filter *f, const char *hostname)
 {
 	const char *asked = f->context->sni_hostname ? f->context->sni_hostname : hostname;
 	const char *wanted = f->context->verify_hostname ? f->context->verify_hostname : hostname;
+	char *asked_name = without_root(asked), *wanted_name = without_root(wanted);
+	unsigned char address[sizeof(struct in6_addr)];
 
-	if (asked && *asked && !is_address(asked))
-		SSL_set_tlsext_host_name(f->ssl, asked);
-	if (!f->context->verify_name || !wanted || !*wanted)
-		return;
-	if (is_address(wanted)) {
-		X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(f->ssl), wanted);
-	} else {
+	if (*asked_name && !read_address(asked_name, address) && SSL_set_tlsext_host_name(f->ssl, asked_name) != 1)
+		ERR_clear_error(); /* longer than a name can be: it is asked for none */
+	if (f->context->verify_name && *wanted_name) {
+		size_t length = read_address(wanted_name, address);
 		SSL_set_hostflags(f->ssl, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
-		SSL_set1_host(f->ssl, wanted);
+		if ((length ? X509_VERIFY_PARAM_set1_ip(SSL_get0_param(f->ssl), address, length) : SSL_set1_host(f->ssl, wanted_name)) != 1)
+			abort(); /* want of memory: to go on would be to check no name */
 	}
+	free(asked_name);
+	free(wanted_name);
 }
 
 /* The server has given a ticket: it is kept for the next connection. */
@@ -418,7 +489,7 @@ bool tls_start(struct conn *c, struct tls_context *context, const char *hostname
 	SSL_set_bio(f->ssl, bio, bio);
 	SSL_set_app_data(f->ssl, f);
 	timer_init(&f->deadline, on_deadline, f);
-	timer_init(&f->late_eof, on_late_eof, f);
+	timer_init(&f->resume, on_resume, f);
 	if (context->verify)
 		SSL_set_verify(f->ssl, SSL_CTX_get_verify_mode(context->ctx), on_verify);
 	if (context->server) {

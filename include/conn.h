@@ -44,9 +44,10 @@ struct conn_events {
 struct conn_filter {
 	void (*opened)(struct conn *c);                                  /* the descriptor is there */
 	void (*input)(struct conn *c, const char *bytes, size_t length); /* from the wire; conn_deliver takes what becomes of it */
-	void (*input_eof)(struct conn *c);                               /* the wire's end, while open */
+	void (*input_eof)(struct conn *c);                               /* the wire's end, while open or flushing */
 	void (*encrypt)(struct conn *c);                                 /* moves plain output into the wire's, as far as it can */
-	void (*finish)(struct conn *c);                                  /* our last word into the wire's output, once */
+	/* Our last word into the wire's output, once. While open, false: not yet; conn_wire_changed tells when to ask again. */
+	bool (*finish)(struct conn *c);
 	void (*resumed)(struct conn *c);                                 /* reading goes on */
 	void (*free)(struct conn *c);
 };
@@ -269,9 +270,9 @@ void conn_set_filter(struct conn *c, const struct conn_filter *filter, void *dat
 void conn_keep(struct conn *c, const struct conn_keeper *keeper, void *data);
 void conn_release(struct conn *c);
 
-/* For filters: plain bytes for the user (during the call only), the end of the plain stream; a change of the wire's output, and its writing
- * at once, before an end that would drop it. */
-void conn_deliver(struct conn *c, const char *bytes, size_t length);
+/* For filters: plain bytes for the user (during the call only), of which fewer are taken where the user pauses; the end of the plain stream;
+ * a change of the wire's output, and its writing at once, before an end that would drop it. */
+size_t conn_deliver(struct conn *c, const char *bytes, size_t length);
 void conn_deliver_eof(struct conn *c);
 void conn_wire_changed(struct conn *c);
 void conn_flush_now(struct conn *c);

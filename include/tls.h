@@ -22,6 +22,7 @@ struct tls_context {
 	char *verify_hostname;   /* that name; NULL: the one given to connect */
 	char *sni_hostname;      /* NULL: the one given to connect */
 	uint64_t handshake_timeout_ns;
+	struct trust *trust;     /* NULL: asks nobody for a certificate */
 	struct tls_sni *sni;     /* server: certificates by name */
 	unsigned char *alpn;     /* server: protocols in the wire's form */
 	unsigned alpn_length;

@@ -84,6 +84,37 @@ describe("start_tls", function()
     d:stop()
   end)
 
+  it("is refused where either direction has ended, and on a closing connection", function()
+    local out = t.script([[
+      local em = require "em"
+      local options = { self_signed = true }
+      em.run(function()
+        local left = 3
+        local function serve(name, act)
+          local server = em.listen("tcp://127.0.0.1:0", {
+            receive_data = function(self) act(self); self.seen = true end,
+            receive_eof = function(self)
+              if name == "eof" then print(name, self:start_tls(options)) end
+              self:close_connection_after_writing()
+            end,
+            unbind = function() left = left - 1; if left == 0 then em.stop() end end,
+          })
+          local client = { connection_completed = function(self) self:send_data("x"); self:close_write() end }
+          em.connect("127.0.0.1", select(2, server:address()), client)
+        end
+        serve("eof", function() end)
+        serve("write", function(self) self:close_write(); print("write", self:start_tls(options)) end)
+        serve("closing", function(self) self:close_connection_after_writing(); print("closing", self:start_tls(options)) end)
+      end)
+    ]]).out
+    local lines = {}
+    for line in out:gmatch "[^\n]+" do lines[#lines + 1] = line end
+    table.sort(lines)
+    assert.same({
+      "closing\tnil\tclosed\tENOTCONN", "eof\tnil\tthe peer sends no more\tEPIPE", "write\tnil\tclosed for writing\tEPIPE",
+    }, lines)
+  end)
+
   it("sends what was queued before the handshake also when close_connection_after_writing follows at once", function()
     t.write("brief.lua", [[
       local Brief = require "em".Connection:extend()

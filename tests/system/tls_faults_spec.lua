@@ -118,6 +118,43 @@ describe("TLS with bad peers", function()
     finish()
   end)
 
+  it("takes no end without goodbye for orderly because it has said goodbye itself", function()
+    port = t.free_port()
+    t.write("half.lua", [[
+      local em = require "em"
+      local Half = em.Connection:extend()
+      function Half:ssl_handshake_completed() self:close_write() end
+      function Half:receive_data(data) em.log.info("got %s", data) end
+      function Half:receive_eof() self:close_connection_after_writing() end
+      function Half:unbind(err, why) em.log.info("end %s %s", tostring(err), why) end
+      return Half
+    ]])
+    d = t.start { config = ('listen "tls://127.0.0.1:%d" { handler = "half", tls = { self_signed = true } }'):format(port) }
+    local c = assert(tls.connect(port))
+    c:send "the beginning"
+    d:wait_log "got the beginning"
+    assert(t.sys.shutdown(c.sock:getfd()))
+    d:wait_log "end ETLS tls truncated"
+    c:close()
+    d:stop()
+  end)
+
+  it("ends at once when the peer leaves a handshake that a closing connection's last words wait for", function()
+    port = t.free_port()
+    t.write("hasty.lua", [[
+      local em = require "em"
+      local Hasty = em.Connection:extend()
+      function Hasty:post_init() self:send_data("bye"); self:close_connection_after_writing() end
+      function Hasty:unbind(err, why) em.log.info("end %s %s", tostring(err), why) end
+      return Hasty
+    ]])
+    local limits = "tls = { self_signed = true, handshake_timeout = 600 }, linger_timeout = 600"
+    d = t.start { config = ('listen "tls://127.0.0.1:%d" { handler = "hasty", %s }'):format(port, limits) }
+    t.connect(port):close()
+    d:wait_log "end ETLS the peer closed during the handshake"
+    d:stop()
+  end)
+
   it("ends a stream that turns to garbage", function()
     start()
     local c = t.connect(port)

@@ -164,6 +164,43 @@ describe("TLS", function()
     d:stop()
   end)
 
+  it("does the handshake also where one side has closed for writing before it", function()
+    assert.equal("got greeting\nserver nil eof\nclient nil eof\n", t.script([[
+      local em = require "em"
+      em.run(function()
+        local server = em.listen("tls://127.0.0.1:0", {
+          ssl_handshake_completed = function(self) self:send_data "greeting" end,
+          unbind = function(_, err, why) print("server " .. tostring(err) .. " " .. why) end,
+        }, { tls = { self_signed = true } })
+        em.connect({ url = "tls://127.0.0.1:" .. select(2, server:address()), tls = { verify_peer = false } }, {
+          post_init = function(self) self:close_write() end,
+          receive_data = function(_, data) print("got " .. data) end,
+          unbind = function(_, err, why) print("client " .. tostring(err) .. " " .. why); em.stop() end,
+        })
+      end)
+    ]]).out)
+  end)
+
+  it("delivers nothing while paused, also what came with the handshake's end", function()
+    assert.equal("up\nresuming\ngot early\nend nil eof\n", t.script([[
+      local em = require "em"
+      em.run(function()
+        local server = em.listen("tls://127.0.0.1:0", {
+          ssl_handshake_completed = function(self)
+            print "up"
+            self:pause()
+            self:add_timer(0.2, function() print "resuming"; self:resume() end)
+          end,
+          receive_data = function(_, data) print("got " .. data) end,
+          unbind = function(_, err, why) print("end " .. tostring(err) .. " " .. why); em.stop() end,
+        }, { tls = { self_signed = true } })
+        em.connect({ url = "tls://127.0.0.1:" .. select(2, server:address()), tls = { verify_peer = false } }, {
+          post_init = function(self) self:send_data "early"; self:close_connection_after_writing() end,
+        })
+      end)
+    ]]).out)
+  end)
+
   it("refuses renegotiation", function()
     local port = t.free_port()
     local d = t.start { config = listen(port, "echo", "self_signed = true") }

@@ -79,6 +79,35 @@ describe("a TLS client", function()
     d:stop()
   end)
 
+  it("asks for and verifies the host of a reconnect, not the first one", function()
+    local ca = pki.authority "ca"
+    pki.issue(ca, "server", { names = "DNS:localhost" })
+    local port = t.free_port()
+    local d = serve(port, "server")
+    assert.equal("up localhost\nnil closed\nETLS certificate verify failed: IP address mismatch\nup localhost\nnil closed\n", t.script(([[
+      local em = require "em"
+      local hosts = { "127.0.0.1", "localhost" }
+      em.connect({ url = "tls://localhost:%d", tls = { ca_file = "%s" } }, {
+        ssl_handshake_completed = function(self) print("up " .. tostring(self:get_sni_hostname())); self:close_connection() end,
+        unbind = function(self, err, why)
+          print(tostring(err) .. " " .. why)
+          if hosts[1] then self:reconnect(table.remove(hosts, 1), %d) end
+        end,
+      })
+    ]]):format(port, ca.cert, port)).out)
+    d:stop()
+  end)
+
+  it("does not mind the dot at the end of a whole name", function()
+    local ca = pki.authority "ca"
+    pki.issue(ca, "server", { names = "DNS:localhost" })
+    local port = t.free_port()
+    local d = serve(port, "server")
+    assert.equal("up\ngot hello\nend nil closed\n",
+      connect(port, ('ca_file = "%s", verify_hostname = "localhost.", sni_hostname = "localhost."'):format(ca.cert), nil, "127.0.0.1"))
+    d:stop()
+  end)
+
   it("leaves the verdict to ssl_verify_peer, which sees every certificate with OpenSSL's opinion", function()
     local ca = pki.authority "ca"
     pki.issue(ca, "server")
@@ -205,6 +234,44 @@ end)
 
 describe("a resumed session", function()
   t.auto()
+
+  it("opens no listener that demands more of a client than the one where it began", function()
+    local ca, other = pki.authority "ca", pki.authority "other"
+    pki.issue(ca, "server")
+    local known, foreign = pki.issue(ca, "known"), pki.issue(other, "foreign")
+    local ports = { open = t.free_port(), strict = t.free_port(), again = t.free_port(), other = t.free_port() }
+    local config = ""
+    local function listen(name, options)
+      local line = 'listen "tls://127.0.0.1:%d" { handler = "echo", tls = { certificate = "server.pem", private_key = "server.key", %s } }\n'
+      config = config .. line:format(ports[name], options)
+    end
+    listen("open", "")
+    listen("strict", 'verify_peer = true, fail_if_no_peer_cert = true, ca_file = "ca.pem"')
+    listen("again", 'verify_peer = true, fail_if_no_peer_cert = true, ca_file = "ca.pem", alpn = { "x" }')
+    listen("other", 'verify_peer = true, fail_if_no_peer_cert = true, ca_file = "other.pem"')
+    local d = t.start { config = config }
+    -- Connects with openssl, which sends a line and waits for its echo; more: arguments. True if it came, and whether by resumption.
+    local function visit(name, version, certificate, ...)
+      local words = { "openssl", "s_client", "-" .. version, "-connect", "127.0.0.1:" .. ports[name], ... }
+      if certificate then
+        table.move({ "-cert", certificate.cert, "-key", certificate.key }, 1, 4, #words + 1, words)
+      end
+      local out = t.run { "sh", "-c", '(echo hello-there; sleep 0.3) | "$0" "$@" 2>&1', table.unpack(words) }.out
+      return out:find("\nhello-there\n", 1, true) ~= nil, out:find("\nReused, ", 1, true) ~= nil
+    end
+    for _, version in ipairs { "tls1_3", "tls1_2" } do
+      local kept = t.path(version)
+      assert.same({ true, false }, { visit("open", version, nil, "-sess_out", kept) })
+      assert.same({ true, true }, { visit("open", version, nil, "-sess_in", kept) })
+      assert.is_false((visit("strict", version, nil, "-sess_in", kept)))
+      assert.same({ true, false }, { visit("strict", version, known, "-sess_out", kept) })
+      assert.same({ true, true }, { visit("again", version, nil, "-sess_in", kept) })
+      assert.is_false((visit("other", version, nil, "-sess_in", kept)))
+      assert.same({ true, false }, { visit("other", version, foreign, "-sess_out", kept) })
+      assert.is_false((visit("strict", version, nil, "-sess_in", kept)))
+    end
+    d:stop()
+  end)
 
   -- Connects to itself three times, as the members of the client say; returns what was printed.
   local function thrice(server_tls, client_tls, members)
