@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "confread_lines.h"
@@ -22,8 +23,10 @@
 #define MEMORY_LIMIT (16u << 20)
 #define TRAFFIC_LIMIT (1u << 30) /* bytes allocated in all: bounds copying, which no count of instructions shows */
 #define INSTRUCTION_LIMIT 10000000
-#define INSTRUCTION_STEP 10000 /* the limits are looked at this often */
+#define INSTRUCTION_STEP 100 /* the limits are looked at this often */
+#define CPU_LIMIT 5          /* seconds: an instruction that compares long texts takes long */
 #define MISTAKE_LIMIT 1000
+#define NAME_LIMIT 4096        /* bytes of a name, pattern or the like, which messages repeat */
 #define DATA_LIMIT (16u << 20) /* bytes of what is collected */
 #define ITEM_COST 1024         /* of which an option or block counts as so many, which bounds their number */
 #define FILE_LIMIT (1u << 20)
@@ -37,6 +40,7 @@ struct reader {
 	const char *file; /* the one being read */
 	int depth;        /* of includes */
 	size_t memory, traffic, instructions, room;
+	clock_t began;              /* of the process's own time */
 	bool stopped;               /* a limit was met: nothing further is read */
 	bool reported;              /* and a problem says so */
 	const char *block, *option; /* whose value is being read, for messages: one of them, the other is NULL */
@@ -109,7 +113,7 @@ static void on_count(lua_State *L, lua_Debug *ar)
 
 	(void)ar;
 	r->instructions += INSTRUCTION_STEP;
-	if (r->instructions >= INSTRUCTION_LIMIT)
+	if (r->instructions >= INSTRUCTION_LIMIT || clock() - r->began > CPU_LIMIT * CLOCKS_PER_SEC)
 		stop(L, line_at(L, 0), "it runs for too long");
 	if (r->problems->count > MISTAKE_LIMIT)
 		stop(L, line_at(L, 0), "there are too many mistakes");
@@ -119,6 +123,13 @@ static void on_count(lua_State *L, lua_Debug *ar)
 static void on_full(lua_State *L)
 {
 	stop(L, line_of(L), "it has too much data");
+}
+
+/* Ends the reading if the text at index is longer than any that makes sense. */
+static void check_length(lua_State *L, int index)
+{
+	if (lua_type(L, index) == LUA_TSTRING && lua_rawlen(L, index) > NAME_LIMIT)
+		stop(L, line_of(L), "it has a name that is too long");
 }
 
 /* Whether a list has a name. */
@@ -243,6 +254,7 @@ static int l_block(lua_State *L)
 	const char *block = lua_touserdata(L, lua_upvalueindex(1));
 
 	lua_settop(L, 2);
+	check_length(L, 1);
 	if (lua_type(L, 1) != LUA_TSTRING || strlen(lua_tostring(L, 1)) != lua_rawlen(L, 1)) {
 		if (lua_type(L, 1) == LUA_TUSERDATA) {
 			lua_settop(L, 1);
@@ -286,6 +298,7 @@ static int l_include(lua_State *L)
 	glob_t found = {0};
 	char *path;
 
+	check_length(L, 1);
 	if (lua_type(L, 1) == LUA_TUSERDATA)
 		return 0;
 	if (lua_type(L, 1) != LUA_TSTRING) {
@@ -322,6 +335,7 @@ static int l_read_name(lua_State *L)
 	const char *name = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "?";
 	char near[SUGGESTION_SIZE];
 
+	check_length(L, 2);
 	lua_pushvalue(L, 2);
 	if (lua_rawget(L, lua_upvalueindex(1)) != LUA_TNIL)
 		return 1;
@@ -346,6 +360,7 @@ static int l_set_name(lua_State *L)
 		problems_add_at(r->problems, r->file, line_of(L), "an option has a name, not a number or such");
 		return 0;
 	}
+	check_length(L, 2);
 	name = lua_tostring(L, 2);
 	if (listed(r->names->blocks, name) || strcmp(name, "include") == 0) {
 		problems_add_at(r->problems, r->file, line_of(L), "'%s' is no option: write %s \"…\" without '='", name, name);
@@ -540,7 +555,7 @@ static void run_file(lua_State *L, const char *path)
 static bool read_all(struct confread *out, const char *path, const char *text, size_t length, const struct confread_names *names,
                      struct problems *problems)
 {
-	struct reader r = {.out = out, .names = names, .problems = problems, .room = DATA_LIMIT};
+	struct reader r = {.out = out, .names = names, .problems = problems, .room = DATA_LIMIT, .began = clock()};
 	size_t before = problems->count;
 	lua_State *L = lua_newstate(allocate, &r);
 

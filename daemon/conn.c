@@ -344,7 +344,8 @@ static void drop_output(struct conn *c)
 
 /*
  * A write failed: nothing more can be sent. What the peer had sent before may still wait to be read, so the end is left to the reader,
- * which meets it at once; a connection that does not read ends here.
+ * which meets it at once; a connection that does not read ends here. So does one that the kernel had no memory for: its peer is well and
+ * might never end.
  */
 static void write_failed(struct conn *c, int error)
 {
@@ -367,7 +368,7 @@ static void write_failed(struct conn *c, int error)
 		conn_end(c, c->end_code, c->end_why);
 		return;
 	}
-	if ((c->reading != READING_DATA && !c->held) || c->paused || c->state != CONN_OPEN) {
+	if ((c->reading != READING_DATA && !c->held) || c->paused || c->state != CONN_OPEN || error == ENOBUFS || error == ENOMEM) {
 		conn_end_errno(c, error);
 		return;
 	}
@@ -714,8 +715,10 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	bufferevent_setfd(c->bev, fd);
 	if (c->is_socket && !c->transport && c->peer.any.sa_family != AF_UNIX) {
 		sock_nodelay(fd, c->flow.nodelay);
-		if (c->flow.keepalive >= 0 && sock_keepalive(fd, true, c->flow.keepalive, c->flow.keepalive_interval, c->flow.keepalive_count) < 0)
+		if (c->flow.keepalive >= 0 && sock_keepalive(fd, true, c->flow.keepalive, c->flow.keepalive_interval, c->flow.keepalive_count) < 0) {
 			conn_end_errno(c, errno);
+			return;
+		}
 	}
 	if (c->flow.idle_timeout_ns)
 		conn_set_idle_timeout(c, c->flow.idle_timeout_ns);

@@ -69,9 +69,9 @@ void guard_free(struct guard *g)
 /* Changes the limit, from the next tick on. */
 void guard_set_limit(struct guard *g, uint64_t limit_ns)
 {
+	if (limit_ns && limit_ns < GUARD_MIN_NS)
+		limit_ns = GUARD_MIN_NS;
 	g->tick_ns = limit_ns / GUARD_TICKS;
-	if (limit_ns && !g->tick_ns)
-		g->tick_ns = 1;
 }
 
 /* One tick from now; async-signal-safe. */

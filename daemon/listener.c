@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -246,6 +247,45 @@ static void remember_file(struct listener *l, const char *path)
 	l->unlink_inode = st.st_ino;
 }
 
+/* A handle on the socket's file, if it is still that one, for changing it and no other; -1 if not. */
+static int open_file(const struct listener *l)
+{
+	struct stat st;
+	int fd = l->unlink_path ? open(l->unlink_path, O_PATH | O_NOFOLLOW | O_CLOEXEC) : -1;
+
+	if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_dev != l->unlink_device || st.st_ino != l->unlink_inode)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
+/* Changes the permissions of the socket's file. */
+static void change_mode(struct listener *l, mode_t mode)
+{
+	char handle[40];
+	int fd = open_file(l);
+
+	if (fd < 0)
+		return;
+	snprintf(handle, sizeof handle, "/proc/self/fd/%d", fd); /* fchmod takes no O_PATH */
+	if (chmod(handle, mode) < 0)
+		log_warn("listen %s: mode: %s", l->name, errno_text(errno));
+	close(fd);
+}
+
+/* Gives the socket's file to a user. */
+void listener_give(struct listener *l, uid_t uid, gid_t gid)
+{
+	int fd = open_file(l);
+
+	if (fd < 0)
+		return;
+	if (fchownat(fd, "", uid, gid, AT_EMPTY_PATH) < 0)
+		log_debug("listen %s: cannot change the owner of the socket: %s", l->name, errno_text(errno));
+	close(fd);
+}
+
 /* Removes the socket's file, if it is still that one. */
 static void remove_file(struct listener *l)
 {
@@ -380,8 +420,8 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 	set_proxies(l, conf);
 	if (!l->datagrams && !l->given && listen(l->fd, conf->backlog) < 0)
 		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
-	if (l->unlink_path && conf->mode >= 0 && chmod(l->unlink_path, (mode_t)conf->mode) < 0)
-		log_warn("listen %s: mode: %s", l->name, errno_text(errno));
+	if (conf->mode >= 0)
+		change_mode(l, (mode_t)conf->mode);
 	watch(l);
 }
 

@@ -93,12 +93,18 @@ bool log_open(enum log_level level, enum log_format format, const char *path, ch
 	return true;
 }
 
-/* Gives the log file to a user, who can then open it again; devices and pipes are not ours to give. */
+/* Gives the log file to a user, who can then open it again. Devices and pipes are not ours to give, nor is a file that the name only
+ * links to: who may write in the folder could have chosen it. */
 void log_give(uid_t uid, gid_t gid)
 {
-	struct stat st;
+	struct stat st, named;
 
-	if (log_state.path && fstat(log_state.fd, &st) == 0 && S_ISREG(st.st_mode) && fchown(log_state.fd, uid, gid) < 0)
+	if (!log_state.path || fstat(log_state.fd, &st) < 0 || !S_ISREG(st.st_mode))
+		return;
+	bool linked = lstat(log_state.path, &named) < 0 || named.st_dev != st.st_dev || named.st_ino != st.st_ino || st.st_nlink != 1;
+	if (linked)
+		log_warn("log file %s is a link: its owner stays", log_state.path);
+	else if (fchown(log_state.fd, uid, gid) < 0)
 		log_warn("cannot change the owner of log file %s: %s", log_state.path, strerror(errno));
 }
 
@@ -218,18 +224,23 @@ static void put_json(struct line *line, const char *text)
 	put(line, "\"", 1);
 }
 
-/* Appends up to length bytes with control characters spelled out: a peer must neither forge lines nor reach the terminal. */
+/* Appends up to length bytes with control characters, those beyond ASCII too (U+0080 to U+009F), and what is not UTF-8 spelled out: a
+ * peer must neither forge lines nor reach the terminal. */
 static void put_plain(struct line *line, const char *text, size_t length)
 {
-	for (size_t i = 0; i < length; i++) {
+	for (size_t i = 0; i < length;) {
 		unsigned char byte = (unsigned char)text[i];
+		size_t n = utf8_length(&text[i]);
+		bool control = byte < 0x20 || byte == 0x7f || (byte == 0xc2 && (unsigned char)text[i + 1] < 0xa0);
 		char escape[8];
 
-		if ((byte >= 0x20 && byte != 0x7f) || byte == '\t') {
-			put(line, &text[i], 1);
+		if (n > 0 && (!control || byte == '\t')) {
+			put(line, &text[i], n);
+			i += n;
 		} else {
 			snprintf(escape, sizeof escape, byte == '\n' ? "\\n" : "\\x%02x", byte);
 			put_text(line, escape);
+			i++;
 		}
 	}
 }

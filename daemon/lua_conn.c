@@ -120,6 +120,9 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 	lua_pushinteger(L, (lua_Integer)lc->signature);
 	lua_setfield(L, -2, "signature");
 	lua_pushvalue(L, meta);
+	lua_pushliteral(L, "__gc"); /* a script can reach the metatable: still no finalizers */
+	lua_pushnil(L);
+	lua_rawset(L, -3);
 	lua_setmetatable(L, -2);
 	lua_conn_hold(L, lc, lua_gettop(L));
 	lua_conn_revive(lc, flow);
@@ -411,11 +414,13 @@ static void on_end(struct conn *c)
 	lc->eof_unheard = false;
 	lc->c = lc->again;
 	lc->again = NULL;
-	void (*on_unbound)(struct lua_conn *, void *) = lc->c ? NULL : lc->on_unbound;
+	if (lc->c)
+		return;
+	void (*on_unbound)(struct lua_conn *, void *) = lc->on_unbound;
+	lc->on_unbound = NULL; /* whoever made it is done with it: a script that connects it again does so for itself */
 	if (on_unbound)
 		on_unbound(lc, lc->on_unbound_data);
-	if (!lc->c)
-		release(lc);
+	release(lc);
 }
 
 /* notify_readable(self), notify_writable(self). On the instance these names are the methods that ask for them, unless the script has put
@@ -606,15 +611,12 @@ static int initialize_body(lua_State *L)
 {
 	struct begin_call *b = lua_touserdata(L, 1);
 
+	int count = b->args_ref == LUA_NOREF ? 0 : b->count;
+	luaL_checkstack(L, count + 4, "too many arguments");
+	lua_rawgeti(L, LUA_REGISTRYINDEX, b->args_ref); /* before the look-up, which may be a script's and stop the server that owns them */
+	int table = lua_gettop(L);
 	if (!lua_conn_push_method(L, b->event.lc, "initialize"))
 		return 0;
-	int count = b->args_ref == LUA_NOREF ? 0 : b->count, table = 0;
-	luaL_checkstack(L, count + 4, "too many arguments");
-	if (count) {
-		lua_rawgeti(L, LUA_REGISTRYINDEX, b->args_ref);
-		lua_insert(L, 2);
-		table = 2;
-	}
 	for (int i = 1; i <= count; i++)
 		lua_rawgeti(L, table, i);
 	return vm_call_script(L, 1 + count);

@@ -26,6 +26,9 @@
 #include "lua_watch.h"
 #include "mem.h"
 
+#define MAX_DRAIN 1e9      /* seconds: for ever, and still far from what overflows */
+#define HOOKS_OF_HOOKS 1000 /* shutdown hooks that shutdown hooks may add: a stop has an end */
+
 /* next_tick(fn) */
 static int l_next_tick(lua_State *L)
 {
@@ -50,7 +53,7 @@ static int l_stop(lua_State *L)
 		arg_options(L, 1, names);
 		if (lua_getfield(L, 1, "drain") != LUA_TNIL) {
 			luaL_argcheck(L, lua_isnumber(L, 2) && lua_tonumber(L, 2) >= 0, 1, "drain must be a number of seconds");
-			drain = lua_tonumber(L, 2);
+			drain = lua_tonumber(L, 2) < MAX_DRAIN ? lua_tonumber(L, 2) : MAX_DRAIN;
 		}
 		if (lua_getfield(L, 1, "status") != LUA_TNIL) {
 			luaL_argcheck(L, lua_isinteger(L, 3) && lua_tointeger(L, 3) >= 0 && lua_tointeger(L, 3) <= 255, 1,
@@ -234,6 +237,36 @@ static int l_search(lua_State *L)
 	return 2;
 }
 
+/* A searcher for modules in C under the path of the configuration, whatever a script has made of package.cpath. Upvalues: the searcher
+ * of the standard library, package, the path. */
+static int l_search_c(lua_State *L)
+{
+	lua_settop(L, 1);
+	lua_pushliteral(L, "cpath");
+	lua_pushvalue(L, lua_upvalueindex(3));
+	lua_rawset(L, lua_upvalueindex(2));
+	lua_pushvalue(L, lua_upvalueindex(1));
+	lua_insert(L, 1);
+	lua_call(L, 1, LUA_MULTRET);
+	return lua_gettop(L);
+}
+
+/* Binds the searchers for modules in C (package.searchers is on top of the stack) to a path; NULL: there are none. */
+static void bind_c_searchers(lua_State *L, int package, const char *cpath)
+{
+	for (int i = 3; i <= 4; i++) {
+		if (cpath) {
+			lua_rawgeti(L, -1, i);
+			lua_pushvalue(L, package);
+			lua_pushstring(L, cpath);
+			lua_pushcclosure(L, l_search_c, 3);
+		} else {
+			lua_pushnil(L);
+		}
+		lua_rawseti(L, -2, i);
+	}
+}
+
 /* Adds a folder's templates to the path being built on top of the stack. */
 static void add_folder(lua_State *L, const char *folder)
 {
@@ -274,6 +307,8 @@ static void open_package(lua_State *L)
 	lua_getfield(L, package, "searchers");
 	lua_pushcfunction(L, l_search);
 	lua_rawseti(L, -2, 2);
+	if (!open)
+		bind_c_searchers(L, package, config->lua_cpath);
 	lua_settop(L, package - 1);
 }
 
@@ -449,14 +484,19 @@ static int hook_body(lua_State *L)
 	return vm_call_script(L, 0);
 }
 
-/* Calls the hooks. */
+/* Calls the hooks, those too that they add meanwhile, but not without end. */
 void core_call_hooks(struct vm *vm)
 {
 	bool more = vm->hooks_ref != LUA_NOREF;
 	struct vm_call call = {.body = hook_body, .argument = &more, .callback = "shutdown_hook"};
 
-	while (more)
+	lua_rawgeti(vm->L, LUA_REGISTRYINDEX, vm->hooks_ref);
+	lua_Unsigned left = (more ? lua_rawlen(vm->L, -1) : 0) + HOOKS_OF_HOOKS;
+	lua_pop(vm->L, 1);
+	for (; more && left; left--)
 		vm_enter(vm, &call);
+	if (more)
+		log_warn("shutdown hooks add hooks without end: the last of them are left out");
 }
 
 /* Ends what a VM has open. */

@@ -129,12 +129,23 @@ static void server_stop(struct lua_server *s, struct vm *heir)
 	vm_unref(vm, &s->self_ref);
 }
 
-/* Ends all servers of a VM. */
+/* Ends all servers of a VM. Their listeners open nothing meanwhile, or this would have no end. */
 void lua_net_close_servers(struct vm *vm, struct vm *heir)
 {
+	bool before = vm->closing;
+
+	vm->closing = true;
 	while (vm->servers)
 		server_stop(vm->servers, heir);
 	lua_udp_close_servers(vm, heir);
+	vm->closing = before;
+	if (!heir)
+		return;
+	struct inheritance **end = &heir->inherited; /* what nobody has claimed yet, the heir may */
+	while (*end)
+		end = &(*end)->next;
+	*end = vm->inherited;
+	vm->inherited = NULL;
 }
 
 /* Closes what was not claimed. */

@@ -335,6 +335,11 @@ static void restrict_libraries(lua_State *L)
 	lua_setfield(L, -2, "debug");
 	lua_pop(L, 2);
 
+	luaL_getmetatable(L, LUA_FILEHANDLE);
+	lua_pushliteral(L, "file"); /* what getmetatable says: its __gc is nobody's to replace */
+	lua_setfield(L, -2, "__metatable");
+	lua_pop(L, 1);
+
 	lua_pushglobaltable(L);
 	wrap_field(L, "setmetatable", l_setmetatable);
 	wrap_field(L, "collectgarbage", l_collectgarbage);

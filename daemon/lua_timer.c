@@ -169,6 +169,7 @@ static int add(lua_State *L, int index, bool periodic, bool fixed_rate, struct l
 	uint64_t ns = arg_seconds(L, index);
 
 	arg_function(L, index + 1);
+	vm_check_alive(L);
 	struct lua_timer *t = lua_newuserdatauv(L, sizeof *t, owner ? 2 : 1);
 	memset(t, 0, sizeof *t);
 	t->vm = vm;
@@ -257,6 +258,7 @@ static int l_restart(lua_State *L)
 		t->interval_ns = arg_seconds(L, 2);
 	if (t->orphaned || (t->owner && (!t->owner->c || t->owner->unbinding)))
 		return arg_failure(L, "ENOTCONN", "closed");
+	vm_check_alive(L);
 	if (t->self_ref == LUA_NOREF) {
 		lua_pushvalue(L, 1);
 		t->self_ref = vm_ref(L);

@@ -77,6 +77,15 @@ static SSL *check_session(lua_State *L)
 	return lc->c && tls_is_up(lc->c) ? tls_session(lc->c) : NULL;
 }
 
+/* What is returned where there is no session to ask: nil, or that the connection has ended. */
+static int no_session(lua_State *L)
+{
+	if (!lua_conn_check(L, 1)->c)
+		return arg_failure(L, "ENOTCONN", "closed");
+	lua_pushnil(L);
+	return 1;
+}
+
 /* Pushes the text that a memory BIO holds, and frees it. */
 static int push_bio(lua_State *L, BIO *bio)
 {
@@ -107,10 +116,9 @@ static int l_get_peer_cert(lua_State *L)
 	SSL *ssl = check_session(L);
 	X509 *certificate = ssl ? SSL_get0_peer_certificate(ssl) : NULL;
 
-	if (certificate)
-		push_pem(L, certificate);
-	else
-		lua_pushnil(L);
+	if (!certificate)
+		return no_session(L);
+	push_pem(L, certificate);
 	return 1;
 }
 
@@ -173,10 +181,8 @@ static int l_get_peer_cert_info(lua_State *L)
 	unsigned length = 0;
 	char text[2 * EVP_MAX_MD_SIZE + 1];
 
-	if (!certificate) {
-		lua_pushnil(L);
-		return 1;
-	}
+	if (!certificate)
+		return no_session(L);
 	lua_createtable(L, 0, 6);
 	set_name(L, "subject", X509_get_subject_name(certificate));
 	set_name(L, "issuer", X509_get_issuer_name(certificate));
@@ -192,13 +198,12 @@ static int l_get_peer_cert_info(lua_State *L)
 	return 1;
 }
 
-/* Pushes a text or nil. */
+/* Pushes a text, if there is one. */
 static int push_text(lua_State *L, const char *text)
 {
-	if (text)
-		lua_pushstring(L, text);
-	else
-		lua_pushnil(L);
+	if (!text)
+		return no_session(L);
+	lua_pushstring(L, text);
 	return 1;
 }
 
@@ -215,10 +220,9 @@ static int l_get_cipher_bits(lua_State *L)
 {
 	SSL *ssl = check_session(L);
 
-	if (ssl)
-		lua_pushinteger(L, SSL_get_cipher_bits(ssl, NULL));
-	else
-		lua_pushnil(L);
+	if (!ssl)
+		return no_session(L);
+	lua_pushinteger(L, SSL_get_cipher_bits(ssl, NULL));
 	return 1;
 }
 
@@ -247,10 +251,9 @@ static int l_get_alpn_protocol(lua_State *L)
 
 	if (ssl)
 		SSL_get0_alpn_selected(ssl, &name, &length);
-	if (name)
-		lua_pushlstring(L, (const char *)name, length);
-	else
-		lua_pushnil(L);
+	if (!name)
+		return no_session(L);
+	lua_pushlstring(L, (const char *)name, length);
 	return 1;
 }
 
@@ -259,10 +262,9 @@ static int l_session_reused(lua_State *L)
 {
 	SSL *ssl = check_session(L);
 
-	if (ssl)
-		lua_pushboolean(L, SSL_session_reused(ssl));
-	else
-		lua_pushnil(L);
+	if (!ssl)
+		return no_session(L);
+	lua_pushboolean(L, SSL_session_reused(ssl));
 	return 1;
 }
 

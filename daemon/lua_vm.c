@@ -84,15 +84,14 @@ void vm_start(struct vm *vm)
 		loop_wake(vm->options.loop);
 }
 
-/* Frees the state; finalizers may still run scripts, under the time limit. */
+/* Frees the state. Finalizers are scripts that may still run, without a time limit: Lua runs them with hooks off. */
 void vm_free(struct vm *vm)
 {
 	if (!vm)
 		return;
 	loop_hook_remove(vm->options.loop, STAGE_TICK, &vm->tick);
-	guard_enter(vm->options.guard, vm);
+	vm->ending = true;
 	lua_close(vm->L);
-	guard_leave(vm->options.guard);
 	while (vm->kept)
 		vm_drop(vm->kept->bytes);
 	free(vm);
@@ -154,6 +153,8 @@ int vm_reset(lua_State *L, lua_State *co)
 	lua_State *before = vm->running;
 
 	vm->running = co;
+	if (vm->overrun)
+		set_hook(co);
 	int status = lua_resetthread(co);
 	vm->running = before;
 	if (vm->overrun)
@@ -350,9 +351,7 @@ static void check_memory(struct vm *vm)
 {
 	if (vm->depth || vm->exhausted)
 		return;
-	guard_enter(vm->options.guard, vm); /* finalizers are scripts */
-	lua_gc(vm->L, LUA_GCCOLLECT);
-	guard_leave(vm->options.guard);
+	lua_gc(vm->L, LUA_GCCOLLECT); /* not under the guard: it would stop the next callback for the time this takes */
 	if (vm->memory > vm->memory_limit / 10 * 9 && vm->options.host->on_exhausted) {
 		vm->exhausted = true;
 		vm->options.host->on_exhausted(vm);
@@ -509,6 +508,13 @@ static void run_ticks(void *data)
 		loop_wake(vm->options.loop);
 }
 
+/* Refuses what a finalizer would start when its VM goes. */
+void vm_check_alive(lua_State *L)
+{
+	if (vm_of(L)->ending)
+		luaL_error(L, "nothing can be started any more");
+}
+
 /* Takes memory. */
 void *vm_keep(struct vm *vm, size_t size)
 {
@@ -543,6 +549,7 @@ void vm_next_tick(lua_State *L)
 {
 	struct vm *vm = vm_of(L);
 
+	vm_check_alive(L);
 	if (vm->ticks_ref == LUA_NOREF) {
 		lua_newtable(L);
 		vm->ticks_ref = luaL_ref(L, LUA_REGISTRYINDEX); /* the VM's own, not counted */

@@ -17,7 +17,7 @@
 static long read_pid(const char *path)
 {
 	char text[32];
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0)
 		return 0;
@@ -40,7 +40,7 @@ bool pidfile_write(const char *path, char **why)
 		*why = mem_printf("pid file %s: process %ld is running", path, other);
 		return false;
 	}
-	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644);
 	int length = snprintf(text, sizeof text, "%ld\n", (long)getpid());
 	if (fd < 0 || fchmod(fd, 0644) < 0 || write(fd, text, (size_t)length) != length) {
 		*why = mem_printf("pid file %s: %s", path, strerror(errno));

@@ -84,6 +84,8 @@ static void on_signal(int signo, void *data)
 		return;
 	run->stop = run->ended = true;
 	run->drain_s = 0;
+	if (run->stopping) /* what a stop that drains still waits for */
+		lua_conn_end_all(run->vm, "stopped", false);
 }
 
 /* Does the script wait for anything? */
@@ -101,9 +103,9 @@ static void stop(struct run *run)
 	if (run->drain_s > 0)
 		runtime_flush(&run->runtime, (uint64_t)(run->drain_s * 1e9));
 	lua_conn_end_all(run->vm, "stopped", false);
-	runtime_finish(&run->runtime, 5000000000u);
+	runtime_finish(&run->runtime);
 	core_shutdown(run->vm, "stopped", false); /* what unbind has made */
-	runtime_finish(&run->runtime, 5000000000u);
+	runtime_finish(&run->runtime);
 	run->stop = run->stopping = false;
 	run->drain_s = 0;
 }

@@ -13,6 +13,8 @@
 #include "mem.h"
 #include "timer.h"
 
+#define FINISH_NS 5000000000u /* for the last turns: only scripts can take time in them */
+
 /* The folder of the shipped handlers: beside the binary in a checkout, else where `make install` put it. */
 static char *find_library(void)
 {
@@ -52,11 +54,17 @@ static rlim_t raise_descriptor_limit(void)
 	return before;
 }
 
+/* SIGPIPE has a handler that does nothing, instead of being ignored: programs that scripts start do not inherit that. */
+static void on_pipe(int signo)
+{
+	(void)signo;
+}
+
 /* Makes the parts in their order. */
 bool runtime_open(struct runtime *r, const struct config *config, char **why)
 {
 	memset(r, 0, sizeof *r);
-	signal(SIGPIPE, SIG_IGN);
+	signal(SIGPIPE, on_pipe);
 	r->activation = activation_new();
 	rlim_t descriptor_limit = raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
@@ -173,7 +181,7 @@ void runtime_flush(struct runtime *r, uint64_t limit_ns)
 }
 
 /* The last turns. */
-void runtime_finish(struct runtime *r, uint64_t limit_ns)
+void runtime_finish(struct runtime *r)
 {
-	turn_until(r, CONN_ENDING + 1, limit_ns);
+	turn_until(r, CONN_ENDING + 1, FINISH_NS);
 }

@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "generation.h"
@@ -22,8 +21,6 @@
 #include "privs.h"
 #include "runtime.h"
 #include "sig.h"
-
-#define FINISH_NS 5000000000u /* for the last turns of a stop: nothing in them waits for a peer */
 
 enum service_state { SERVING, DRAINING, STOPPED };
 
@@ -119,6 +116,7 @@ static struct config *config_for_handler(const struct service_options *o, struct
 	config->handlers.items = mem_realloc(config->handlers.items, sizeof *config->handlers.items);
 	config->handlers.items[config->handlers.count++] = mem_strndup(o->handler, (size_t)(strrchr(o->handler, '/') - o->handler));
 	config->listens = mem_zalloc(o->url_count * sizeof *config->listens);
+	size_t good = 0;
 	for (size_t i = 0; i < o->url_count; i++) {
 		char *why = NULL;
 		if (!config_listen(&config->listens[i], o->urls[i], NULL, &why)) {
@@ -127,9 +125,10 @@ static struct config *config_for_handler(const struct service_options *o, struct
 			continue;
 		}
 		config->listens[i].handler = mem_strdup(o->handler);
-		config->listen_count = i + 1;
+		good++;
 	}
-	if (config->listen_count == o->url_count)
+	config->listen_count = o->url_count; /* a refused one is all zero */
+	if (good == o->url_count)
 		return config;
 	config_free(config);
 	return NULL;
@@ -369,26 +368,32 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	problems_clear(&problems);
 }
 
-/* The end of everything that is open, now. */
-static void finish(struct service *s)
+/* Closes the listeners of the configuration. */
+static void close_ports(struct service *s)
 {
-	s->state = STOPPED;
-	timer_stop(s->runtime.loop, &s->drain_limit);
 	for (struct port *p = s->ports, *next; p; p = next) {
 		next = p->next;
 		listener_close(p->l);
 		free(p);
 	}
 	s->ports = NULL;
+}
+
+/* The end of everything that is open, now. */
+static void finish(struct service *s)
+{
+	s->state = STOPPED;
+	timer_stop(s->runtime.loop, &s->drain_limit);
+	close_ports(s);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
 		core_call_hooks(g->vm);
 		core_shutdown(g->vm, "stopped", false);
 	}
-	runtime_finish(&s->runtime, FINISH_NS);
+	runtime_finish(&s->runtime);
 	for (struct generation *g = s->newest; g; g = g->older) /* what the last unbinds have made */
 		core_shutdown(g->vm, "stopped", false);
-	runtime_finish(&s->runtime, FINISH_NS);
+	runtime_finish(&s->runtime);
 }
 
 /* The drain has taken too long. */
@@ -417,12 +422,7 @@ static void drain(struct service *s)
 
 	s->state = DRAINING;
 	notify_stopping("Draining");
-	for (struct port *p = s->ports, *next; p; p = next) {
-		next = p->next;
-		listener_close(p->l);
-		free(p);
-	}
-	s->ports = NULL;
+	close_ports(s);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
 		lua_net_close_servers(g->vm, NULL);
@@ -503,7 +503,7 @@ static void watch_signals(struct service *s)
 }
 
 /* Gives socket files and the log to the user that the daemon becomes, so that it may change, remove and reopen them. */
-static void give_away_files(const struct config *config)
+static void give_away_files(struct service *s, const struct config *config)
 {
 	uid_t uid;
 	gid_t gid;
@@ -513,11 +513,8 @@ static void give_away_files(const struct config *config)
 		free(why);
 		return;
 	}
-	for (size_t i = 0; i < config->listen_count; i++) {
-		const struct url *u = &config->listens[i].url;
-		if (u->scheme == SCHEME_UNIX && u->path[0] != '@' && chown(u->path, uid, gid) < 0)
-			log_debug("%s: cannot change its owner: %s", u->path, errno_text(errno));
-	}
+	for (struct port *p = s->ports; p; p = p->next)
+		listener_give(p->l, uid, gid);
 	log_give(uid, gid);
 }
 
@@ -548,7 +545,7 @@ static bool start(struct service *s, struct config *config, struct problems *pro
 		}
 	}
 	if (!problems->count)
-		give_away_files(config);
+		give_away_files(s, config);
 	if (!privs_drop(config->user, config->group, &why)) {
 		problems_add(problems, "%s", why);
 		free(why);
@@ -577,6 +574,8 @@ static void tell_ready(struct service *s)
 	notify_ready(status);
 	if (!s->options->detached)
 		return;
+	if (!s->newest->config->log_file)
+		log_warn("detached without log.file: from here on nothing is logged");
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null >= 0) {
 		dup2(null, 0);
@@ -607,11 +606,7 @@ static void tell_stopped(const struct stats *stats)
 /* Takes everything down. */
 static void take_down(struct service *s)
 {
-	for (struct port *p = s->ports, *next; p; p = next) {
-		next = p->next;
-		listener_close(p->l);
-		free(p);
-	}
+	close_ports(s);
 	for (struct generation *g = s->newest, *older; g; g = older) {
 		older = g->older;
 		generation_free(g);

@@ -182,15 +182,24 @@ static int clear_path(const struct addr *a)
 	return -1;
 }
 
-/* Binds with the permissions asked for from the first moment on: fchmod before bind sets those of the file. */
+/* Binds to a path. The file has the permissions asked for from the first moment on; a chmod later could meet another file. */
+static int bind_to_path(int fd, const struct addr *a, int mode)
+{
+	if (clear_path(a) < 0)
+		return -1;
+	if (mode < 0)
+		return bind(fd, &a->any, a->length);
+	mode_t before = umask(~(mode_t)mode & 0777);
+	int r = bind(fd, &a->any, a->length);
+	umask(before);
+	return r;
+}
+
+/* Binds to an address. */
 static int bind_to(int fd, const struct addr *a, bool reuse_port, int mode)
 {
-	if (a->any.sa_family == AF_UNIX) {
-		if (clear_path(a) < 0 || (mode >= 0 && fchmod(fd, (mode_t)mode) < 0) || bind(fd, &a->any, a->length) < 0)
-			return -1;
-		/* the umask still took its part */
-		return mode >= 0 && a->un.sun_path[0] && chmod(a->un.sun_path, (mode_t)mode) < 0 ? -1 : 0;
-	}
+	if (a->any.sa_family == AF_UNIX)
+		return bind_to_path(fd, a, mode);
 	if (set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) < 0)
 		return -1;
 	if (reuse_port && set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <time.h>
 
+#define GUARD_MIN_NS 1000000u /* shorter limits are this long: the ticks themselves take time */
 #define GUARD_TICKS 4 /* ticks that make up the limit; an overrun is seen between the limit and a tick more */
 
 struct guard {

@@ -62,6 +62,9 @@ int listener_bind(const struct listen_conf *conf, struct addr *a, char **why) __
 /* Takes over the options that may change while it is open: limits, backlog, permissions. */
 void listener_update(struct listener *l, const struct listen_conf *conf);
 
+/* Gives the file of a Unix socket to a user, so that it may be removed and changed after rights were given up. */
+void listener_give(struct listener *l, uid_t uid, gid_t gid);
+
 void listener_pause(struct listener *l);
 void listener_resume(struct listener *l);
 

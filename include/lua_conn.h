@@ -58,7 +58,7 @@ struct lua_conn {
 	const char *end_code;       /* of the last connection, for on_unbound */
 	bool end_used;              /* a byte or datagram had moved on it */
 	struct lua_conn_names *names; /* after the end */
-	void (*on_unbound)(struct lua_conn *lc, void *data); /* for who made it in C; NULL: nobody */
+	void (*on_unbound)(struct lua_conn *lc, void *data); /* told once, when it has ended for good; NULL: nobody */
 	void *on_unbound_data;
 	struct lua_child *child;    /* whose input and output it is; NULL: no child's */
 	uint64_t relayed;           /* after the end: bytes that its relay had passed on */

@@ -81,6 +81,7 @@ struct vm {
 	bool loading;          /* handler files load: nothing may be opened */
 	bool retired;          /* a newer generation has taken over */
 	bool closing;          /* what it has open is being ended: nothing is opened any more */
+	bool ending;           /* the state is being closed */
 	bool in_error_handler;
 	int error_handler_ref, hooks_ref;
 	int ticks_ref;         /* array of functions, from first_tick up to next_tick - 1 */
@@ -152,6 +153,9 @@ void vm_check_open(lua_State *L);
 /* Counted registry references: vm_ref takes the value on top of the stack (may raise). vm_unref(LUA_NOREF) does nothing. */
 int vm_ref(lua_State *L);
 void vm_unref(struct vm *vm, int *ref);
+
+/* Raises when the state is being closed: what a finalizer starts then would outlive it. */
+void vm_check_alive(lua_State *L);
 
 /* Memory outside of Lua, zeroed, that goes with vm_drop, or with the VM at the latest: a finalizer may fail (for want of stack or memory)
  * and is never called again. vm_drop(NULL) does nothing. */

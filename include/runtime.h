@@ -42,7 +42,7 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 /* Turns until every connection has sent what it had and its FIN, at most for that long. */
 void runtime_flush(struct runtime *r, uint64_t limit_ns);
 
-/* Turns until no connection is left, at most for that long; for the end of a process. */
-void runtime_finish(struct runtime *r, uint64_t limit_ns);
+/* Turns until no connection is left, when all are ending: nothing waits for a peer then. For the end of a process. */
+void runtime_finish(struct runtime *r);
 
 #endif

@@ -180,8 +180,9 @@ describe("the README", function()
     local ca = pki.authority "ca"
     pki.issue(ca, "server")
     local config, script, mail = table.unpack(blocks("lua", section "### TLS"))
-    local port, smtp, count = tostring(t.free_port()), t.free_port()
+    local port, smtp = tostring(t.free_port()), t.free_port()
     t.write("mail.lua", mail)
+    local count
     config, count = config:gsub("8443", port)
     assert.equal(1, count)
     local d = t.start { config = config .. ('listen "tcp://127.0.0.1:%d" { handler = "mail" }\n'):format(smtp) }

@@ -278,6 +278,9 @@ describe("reactord run HANDLER -l URL", function()
     assert.equal(1, r.status)
     assert.matches("http://x", r.err)
     assert.matches("tcp://127.0.0.1", r.err)
+    r = t.reactord { "run", file, "-l", "http://x", "-l", "tcp://127.0.0.1:" .. t.free_port() }
+    assert.equal(1, r.status)
+    assert.matches("http://x", r.err)
     r = t.reactord { "run", t.path("none.lua"), "-l", "unix://" .. t.path("s") }
     assert.equal(1, r.status)
     assert.matches("none.lua", r.err)

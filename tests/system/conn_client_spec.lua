@@ -407,6 +407,32 @@ end)
 describe("a connect block of the config", function()
   t.auto()
 
+  it("keeps one connection up, also when a script connects an earlier one again", function()
+    local server = t.listen()
+    local s = serve([[
+      local H = {}
+      function H:connection_completed() self:send_data(self.signature .. "\n") x.first = x.first or self end
+      function H:unbind(_, why) say(self.signature, why) end
+      x.H = H
+      return {}]], { config = "" })
+    t.write("dials.lua", "return require('shared').H")
+    t.write("reactord.conf", t.read("reactord.conf") .. ('connect "tcp://127.0.0.1:%d" { handler = "dials", reconnect = 0.05 }')
+      :format(server.port))
+    s.d:signal("HUP")
+    s.d:wait_log("generation 2 serves")
+    local first = server:accept()
+    local name = first:receive_line()
+    first:close()
+    local second = server:accept()
+    second:receive_line()
+    s:eval("x.first:reconnect('127.0.0.1', %d)", server.port)
+    first = server:accept():expect(name .. "\n")
+    first:close()
+    s:until_true "return x.first:get_outbound_data_size() == nil"
+    second:expect_silence(0.3)
+    assert.equal(4, s:eval "return em.connection_count()") -- two listeners, the one that asks, the block's
+  end)
+
   it("connects, and again after its reconnect time", function()
     local server = t.listen()
     local s = serve("local H = {} function H:initialize(...) say(...) end function H:unbind(_, why) say(why) end return H", {

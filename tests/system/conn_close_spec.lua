@@ -367,16 +367,33 @@ describe("unbind", function()
     local s = serve "local H = {} function H:unbind() x.old = self end return H"
     s:connect():close()
     s:until_true("return x.old ~= nil")
-    local calls = {
-      "send_data('x')", "write('x')", "close_connection()", "close_connection(true)", "close_connection_after_writing()", "close_write()",
-      "get_outbound_data_size()", "set_watermarks(1, 2)", "pause()", "resume()", "paused()", "set_comm_inactivity_timeout(1)",
-      "get_comm_inactivity_timeout()", "set_pending_connect_timeout(1)", "get_pending_connect_timeout()", "get_idle_time()",
-      "enable_keepalive()", "disable_keepalive()", "set_sock_opt('tcp', 'nodelay', true)", "get_sock_opt('tcp', 'nodelay')", "error()",
-      "add_timer(1, print)", "add_periodic_timer(1, print)",
+    -- Every method, with arguments where it wants some, but for those that answer all the same.
+    local arguments = {
+      send_data = "'x'", write = "'x'", close_connection = "true", set_watermarks = "1, 2", set_comm_inactivity_timeout = "1",
+      set_pending_connect_timeout = "1", set_sock_opt = "'tcp', 'nodelay', true", get_sock_opt = "'tcp', 'nodelay'",
+      add_timer = "1, print", add_periodic_timer = "1, print", send_file_data = "'x'", stream_file_data = "'x'",
+      send_datagram = "'x', '127.0.0.1', 1", join_multicast = "'224.0.0.251'", leave_multicast = "'224.0.0.251'",
+      proxy_incoming_to = "x.old",
     }
-    for _, call in ipairs(calls) do
-      assert.same({ call, nil, "closed", "ENOTCONN" }, { call, s:eval("return x.old:" .. call) })
+    local answer = {
+      get_peername = true, get_sockname = true, reconnect = true, on = true, once = true, off = true, emit = true, get_pid = true,
+      get_status = true, get_proxied_bytes = true, extend = true,
+    }
+    local names = s:eval [[
+      local names = {}
+      for name, fn in pairs(em.Connection) do
+        if type(fn) == "function" then table.insert(names, name) end
+      end
+      return table.concat(names, " ")]]
+    local count = 0
+    for name in names:gmatch("%S+") do
+      local call = ("%s(%s)"):format(name, arguments[name] or "")
+      if not answer[name] then
+        count = count + 1
+        assert.same({ call, nil, "closed", "ENOTCONN" }, { call, s:eval("return x.old:" .. call) })
+      end
     end
+    assert.is_true(count > 40)
     assert.equal("integer", s:eval "return math.type(x.old.signature)")
     assert.equal(s.port, (select(2, s:eval "return x.old:get_sockname()")))
     s:eval "x.old:on('custom', function(...) say('custom', ...) end):emit('custom', 1, 2)"

@@ -20,6 +20,21 @@ describe("keep-alive", function()
     return c:get_sock_opt("socket", "keepalive"), c:get_sock_opt("tcp", "keepidle"), c:get_sock_opt("tcp", "keepintvl"),
       c:get_sock_opt("tcp", "keepcnt")]]
 
+  it("with figures that the system refuses ends a connection as it comes up, also one that is to close", function()
+    local s = serving "keepalive = false"
+    s:eval [[
+      em.connect({ url = "tcp://127.0.0.1:" .. x.port, linger_timeout = 0.1 }, {
+        post_init = function(self)
+          self:enable_keepalive(0, 0, 200)
+          self:send_data("x")
+          self:close_connection(true)
+        end,
+        unbind = function(_, err, why) say(err, why) em.add_timer(0.3, function() say("later") end) end,
+      })]]
+    s:expects { "EINVAL Invalid argument", "later" }
+    s.d:stop()
+  end)
+
   it("is set with its figures and switched off again", function()
     local s = serving()
     local was, idle, interval, count = s:eval(read)

@@ -104,6 +104,7 @@ describe("a callback with a name that is nearly one", function()
     recieve_data = "receive_data", recive_data = "receive_data", receive_date = "receive_data", receivedata = "receive_data",
     postinit = "post_init", post_int = "post_init", unbound = "unbind", un_bind = "unbind", initialise = "initialize",
     drain = "drained", receive_oef = "receive_eof", connection_complete = "connection_completed",
+    ssl_handshake_complete = "ssl_handshake_completed", ssl_verify_peers = "ssl_verify_peer",
   } do
     it(("(%s) is warned of, with the name it may mean"):format(wrong), function()
       local s = serve(("return { %s = function() end }"):format(wrong))

@@ -166,6 +166,39 @@ describe("as root with `user`", function()
   end)
 end)
 
+describe("as root, in a folder of somebody else's", function()
+  t.auto()
+
+  before_each(function()
+    if not is_root then pending("only root can change the user") end
+    t.copy_daemon()
+    open_folder("run")
+    t.write("victim", "mine\n")
+  end)
+
+  local function start(text)
+    return t.start { config = ('listen "unix://%s" { handler = "echo" }\nuser = "nobody"\n%s\nhandlers = { %q }'):format(
+      t.path("run/x.sock"), text, t.path("copy/handlers")), wait = false }
+  end
+
+  it("a log file that is a link to another file does not make that one the user's", function()
+    assert(lfs.link("../victim", t.path("run/x.log"), true))
+    local d = start 'log = { file = "run/x.log" }'
+    t.until_true(function() return t.read("victim"):find("ready", 1, true) end)
+    assert.equal(0, lfs.attributes(t.path("victim"), "uid"))
+    assert.matches("log file [^\n]*x.log is a link: its owner stays", t.read("victim"))
+    d:kill()
+  end)
+
+  it("a pid file that is a pipe does not hold up the start", function()
+    assert.equal(0, t.run { "mkfifo", t.path("run/x.pid") }.status)
+    local d = start 'pid_file = "run/x.pid"'
+    d.unchecked = true
+    assert.equal(1, (d:wait()))
+    assert.matches("pid file [^\n]*x.pid: No such device or address\n", d:log())
+  end)
+end)
+
 describe("without root", function()
   t.auto()
   local uid = is_root and nobody or t.sys.getuid()

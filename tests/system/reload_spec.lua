@@ -335,6 +335,24 @@ describe("connect blocks over a reload", function()
   end)
 end)
 
+describe("a name that is being looked up during a reload", function()
+  t.auto()
+
+  it("is not given up", function() -- whether anybody answers here or not
+    local port = t.free_port()
+    t.write("asks.lua", [[
+      local em = require "em"
+      return { unbind = function(_, err, why) em.log.info("asked: %s %s", tostring(err), why) end }]])
+    local text = ('connect "tcp://name.invalid:7" { handler = "asks" }\nlisten "tcp://127.0.0.1:%d" { handler = "echo" }'):format(port)
+    local d = t.start(text)
+    reload(d)
+    t.connect(port):send("x"):expect("x")
+    d:stop()
+    assert.matches("asked: ", d:log())
+    assert.is_nil(d:log():find("look-up cancelled", 1, true))
+  end)
+end)
+
 describe("handler files while they load", function()
   t.auto()
 

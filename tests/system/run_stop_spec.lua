@@ -310,8 +310,76 @@ describe("em.stop", function()
   end)
 end)
 
+describe("a stop that drains", function()
+  t.auto()
+
+  -- A run that has more queued than its peer takes, and stops.
+  local function draining(drain)
+    local server = t.listen()
+    local d = t.start {
+      script = ([[
+        local em = require "em"
+        em.run(function()
+          em.connect("127.0.0.1", %d, {
+            connection_completed = function(self)
+              for _ = 1, 300 do self:send_data(("x"):rep(100000)) end
+              em.stop { drain = %s }
+              print("stop")
+            end,
+            unbind = function(_, err, why) print(err, why) end,
+          })
+        end)]]):format(server.port, drain),
+      wait = "stop", counters = false,
+    }
+    return d, server
+  end
+
+  it("may wait for ever", function()
+    local d, server = draining("math.huge")
+    local c = server:accept()
+    t.sys.sleep(0.3)
+    assert.is_false(d:ended())
+    assert.equal(30000000, #c:receive(30000000))
+    c:expect_eof()
+    c:close()
+    assert.equal(0, (d:wait()))
+  end)
+
+  it("is ended by a signal", function()
+    local d, server = draining("60")
+    local c = server:accept()
+    t.sys.sleep(0.1)
+    local began = t.now()
+    d:signal("TERM")
+    assert.equal(0, (d:wait()))
+    assert.is_true(t.now() - began < t.seconds(5))
+    assert.matches("nil\tstopped", d:log())
+    c:close()
+  end)
+end)
+
+describe("programs that a script starts", function()
+  t.auto()
+
+  it("have the usual meaning of SIGPIPE", function()
+    assert.equal("nil\tsignal\t13\n", run [[
+      say(os.execute("kill -PIPE $$"))
+    ]])
+  end)
+end)
+
 describe("in the daemon", function()
   t.auto()
+
+  it("shutdown hooks that add themselves again do not keep it from ending", function()
+    local s = serve [[
+      local n = 0
+      local function hook() n = n + 1 em.add_shutdown_hook(hook) if n <= 3 then say("hook", n) end end
+      em.add_shutdown_hook(hook)
+      return {}]]
+    s.d:stop()
+    assert.same({ "hook 1", "hook 2", "hook 3" }, s:said())
+  end)
 
   it("em.stop drains and exits: hooks, then unbinds", function()
     local s = serve [[

@@ -252,6 +252,40 @@ describe("restricted handlers", function()
   end)
 end)
 
+describe("finalizers", function()
+  t.auto()
+
+  it("cannot be slipped in by metatables that are not the script's own", function()
+    local s = serve [[
+      local H = {}
+      function H:post_init()
+        local meta = getmetatable(self)
+        if type(meta) == "table" then meta.__gc = function() say("finalizer of a connection") end end
+      end
+      return H]]
+    assert.equal("file", s:eval "return getmetatable(io.stdout)")
+    for _ = 1, 20 do s:connect():close() end
+    s:until_true "return em.connection_count() == 3"
+    s:eval "for _ = 1, 500 do collectgarbage('step') end"
+    s.d:stop()
+    assert.same({}, s:said())
+  end)
+
+  it("of unsafe handlers start nothing that would outlive their VM", function()
+    local s = serve([[
+      setmetatable({}, { __gc = function()
+        print("{{finalizer", pcall(em.add_timer, 0.05, print), pcall(em.next_tick, print), "}}")
+      end })
+      return {}]], { config = "unsafe = true" })
+    s.d:signal("HUP")
+    s.d:wait_log("generation 2 serves")
+    s.d:wait_log("{{finalizer%sfalse")
+    t.sys.sleep(0.2)
+    assert.equal("Lua 5.4", s:eval "return _VERSION")
+    s.d:stop()
+  end)
+end)
+
 describe("unsafe = true", function()
   t.auto()
 
@@ -385,6 +419,27 @@ listen "unix://%s" { handler = "ask" }]]
     assert.matches("error loading module 'no_module' from file", why)
     t.write("c/testsys.so", assert(t.read(t.path("c/sys_module.so"))))
     assert.equal("function", s:eval "return type(require('testsys').getpid)")
+  end)
+
+  it("restricted handlers cannot look elsewhere for modules in C", function()
+    t.sys.chmod(t.dir(), "0755")
+    local file = assert(io.open("build/tests/testsys.so", "rb"))
+    t.write("elsewhere/testsys.so", file:read("a"))
+    file:close()
+    for _, option in ipairs { "", ("lua_cpath = %q"):format(t.path("none/?.so")) } do
+      local s = serve("return {}", { config = option })
+      local ok, why = pcall(s.eval, s, "package.cpath = %q return type(require('testsys'))", t.path("elsewhere/?.so"))
+      assert.is_false(ok)
+      assert.matches("module 'testsys' not found", why)
+      assert.is_false((pcall(s.eval, s, [[
+        for _, search in ipairs(package.searchers) do
+          package.cpath = %q
+          local found = search("testsys")
+          if type(found) == "function" then return "found" end
+        end
+        error("not found")]], t.path("elsewhere/?.so"))))
+      s.d:stop()
+    end
   end)
 
   it("without lua_cpath finds none in the daemon", function()

@@ -228,6 +228,42 @@ describe("em.start_server", function()
   end)
 end)
 
+describe("a server that is stopped", function()
+  t.auto()
+
+  it("while the first callback of a connection is looked up hands out no arguments of others", function()
+    local s = start()
+    local _, port = s:eval [[
+      x.server = em.start_server("127.0.0.1", 0, setmetatable({}, { __index = function(_, name)
+        if name ~= "initialize" then return x.Echo[name] end
+        x.server:stop()
+        return function(_, ...) say(...) end
+      end }), "a", "b")
+      return x.server:address()]]
+    t.connect(port):send("hello"):expect("hello")
+    s:expects { "a b" }
+  end)
+
+  it("may open another one in its close listener, but not at a reload or a stop, which would never end", function()
+    local s = serve [[
+      local function open()
+        local server, why, code = em.start_server("127.0.0.1", 0, {})
+        say(server and "open" or why .. " " .. code)
+        if server then server:on("close", open) end
+        x.server = server
+      end
+      em.next_tick(open)
+      return {}]]
+    s:until_true "return x.server ~= nil"
+    s:eval "x.server:stop()"
+    s:expects { "open", "open" }
+    s.d:signal("HUP")
+    s:expects { "open", "open", "stopping ECANCELED", "open" }
+    s.d:stop()
+    s:expects { "open", "open", "stopping ECANCELED", "open", "stopping ECANCELED" }
+  end)
+end)
+
 describe("em.listen", function()
   t.auto()
 

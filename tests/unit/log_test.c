@@ -78,6 +78,18 @@ static void the_journal_gets_priorities(void **state)
 	assert_string_equal(logged(), "<3>a\n<3>b\n<4>c\n<6>d\n<7>e [source=x.lua:1]\n<7>\n");
 }
 
+/* What is no text, or would be heard by a terminal, is spelled out; text is not. */
+static void other_bytes_are_spelled_out(void **state)
+{
+	(void)state;
+	start(LEVEL_INFO, FORMAT_JOURNAL);
+	log_info("h\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80 \xc2\xa0");
+	log_info("\xff \xc2\x9b"
+	         "2J \xc0\x80 \xe2\x82\n\xe2\x82");
+	assert_string_equal(logged(), "<6>h\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80 \xc2\xa0\n"
+	                              "<6>\\xff \\xc2\\x9b2J \\xc0\\x80 \\xe2\\x82\n<6>\\xe2\\x82\n");
+}
+
 /* JSON that a parser takes, whatever bytes are in the message. */
 static void json_stays_json(void **state)
 {
@@ -278,15 +290,11 @@ static int tear_down(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(text_has_one_event_a_line),
-		cmocka_unit_test(the_journal_gets_priorities),
-		cmocka_unit_test(json_stays_json),
-		cmocka_unit_test(long_messages_come_whole),
-		cmocka_unit_test(reopening_follows_the_name),
-		cmocka_unit_test(levels_have_names),
-		cmocka_unit_test(nobody_reads_a_pipe),
-		cmocka_unit_test(nobody_reads_a_socket),
-		cmocka_unit_test(auto_knows_the_journal),
+		cmocka_unit_test(text_has_one_event_a_line),   cmocka_unit_test(the_journal_gets_priorities),
+		cmocka_unit_test(other_bytes_are_spelled_out), cmocka_unit_test(json_stays_json),
+		cmocka_unit_test(long_messages_come_whole),    cmocka_unit_test(reopening_follows_the_name),
+		cmocka_unit_test(levels_have_names),           cmocka_unit_test(nobody_reads_a_pipe),
+		cmocka_unit_test(nobody_reads_a_socket),       cmocka_unit_test(auto_knows_the_journal),
 	};
 
 	return cmocka_run_group_tests_name("log", tests, set_up, tear_down);
