@@ -998,6 +998,18 @@ void conn_finish(struct conn *c, const char *code, const char *why)
 		c->keeper->on_pause(c);
 }
 
+/* An orderly end has a filter's last word. It follows what the filter has made of output before, which must not be missing: the peer could
+ * not read it then. What the filter has not taken yet is dropped. */
+static void say_goodbye(struct conn *c)
+{
+	if (!c->filter || c->filter_finished || c->shut || c->write_error || c->fd < 0)
+		return;
+	evbuffer_drain(c->plain, evbuffer_get_length(c->plain));
+	c->filter_finished = c->filter->finish(c);
+	account(c);
+	conn_flush_now(c);
+}
+
 /* Marks the end; all that still could call back is taken from the loop now. What was not sent goes at once, not with the rest: until
  * the turn's end it would count against the others. */
 void conn_end(struct conn *c, const char *code, const char *why)
@@ -1009,6 +1021,8 @@ void conn_end(struct conn *c, const char *code, const char *why)
 	c->state = CONN_ENDING;
 	c->end_code = code;
 	c->end_why = why;
+	if (!code)
+		say_goodbye(c);
 	drop_output(c);
 	if (c->watch_only)
 		unwatch(c); /* the descriptor's owner may close it at once */
@@ -1117,8 +1131,12 @@ void conn_flush_now(struct conn *c)
 	if (c->fd < 0 || !c->wire_queued || c->write_error)
 		return;
 	evbuffer_unfreeze(c->output, 1);
-	(void)evbuffer_write(c->output, c->fd);
+	int n = evbuffer_write(c->output, c->fd);
 	evbuffer_freeze(c->output, 1);
+	if (n > 0) {
+		c->bytes_out += (uint64_t)n;
+		c->conns->loop->stats->bytes_out += (uint64_t)n;
+	}
 	account(c);
 }
 
@@ -1212,11 +1230,6 @@ static void reap(struct conn *c)
 	if (c->transport)
 		c->transport->free(c);
 	if (c->filter) {
-		if (!c->end_code && !c->queued && !c->filter_finished && !c->shut) { /* an orderly end has a last word */
-			(void)c->filter->finish(c);
-			account(c);
-			conn_flush_now(c);
-		}
 		c->filter->free(c);
 		evbuffer_free(c->plain);
 		c->plain = NULL;

@@ -96,7 +96,7 @@ describe("a relay", function()
       end
     ]]
     local c = t.connect(port, { buffer = 16384 })
-    local s, bytes = server:accept(), pattern(8 << 20)
+    local s, bytes = server:accept(), pattern(24 << 20) -- more than kernels take in between
     local sent, still = 0, 0
     while still < 20 do -- until nothing moves any more
       local n = c:send_some(bytes:sub(sent + 1, sent + 262144))
@@ -129,7 +129,7 @@ describe("a relay", function()
     ]], { listen = ", idle_timeout = 0.4" })
     local c = t.connect(port, { buffer = 16384 })
     local s = server:accept()
-    local bytes, sent, read = pattern(8 << 20), 0, 0
+    local bytes, sent, read = pattern(24 << 20), 0, 0
     local till = t.now() + 1.2
     while t.now() < till do
       sent = sent + (c:send_some(bytes:sub(sent + 1, sent + 262144)) or 0)

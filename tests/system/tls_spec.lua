@@ -182,6 +182,24 @@ describe("TLS", function()
     ]]).out)
   end)
 
+  it("says goodbye readably to a peer, however early it closes", function()
+    for _, version in ipairs { "TLSv1.2", "TLSv1.3" } do
+      local out = t.script(([[
+        local em = require "em"
+        em.run(function()
+          local server = em.listen("tls://127.0.0.1:0", {
+            ssl_handshake_completed = function() print "up" end,
+            unbind = function(_, err, why) print("server " .. tostring(err) .. " " .. why); em.stop() end,
+          }, { tls = { self_signed = true, max_version = "%s" } })
+          em.connect({ url = "tls://127.0.0.1:" .. select(2, server:address()), tls = { verify_peer = false } }, {
+            ssl_handshake_completed = function(self) self:send_data "dropped"; self:close_connection() end,
+          })
+        end)
+      ]]):format(version)).out
+      assert.equal("up\nserver nil eof\n", out)
+    end
+  end)
+
   it("delivers nothing while paused, also what came with the handshake's end", function()
     assert.equal("up\nresuming\ngot early\nend nil eof\n", t.script([[
       local em = require "em"
