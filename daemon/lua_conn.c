@@ -589,7 +589,24 @@ static int on_verify(struct conn *c, X509 *certificate, bool preverified, int de
 	return v.answer;
 }
 
-const struct tls_events lua_conn_tls_events = {.on_handshake = on_handshake, .on_verify = on_verify};
+/* Looks for ssl_verify_peer. */
+static int decides_body(lua_State *L)
+{
+	struct event_call *e = lua_touserdata(L, 1);
+
+	e->missing = !lua_conn_push_method(L, e->lc, "ssl_verify_peer");
+	return 0;
+}
+
+/* Has the handler a say about certificates? One whose look-up fails has. */
+static bool decides(struct conn *c)
+{
+	struct event_call e = {0};
+
+	return !enter(c->user, "ssl_verify_peer", decides_body, &e) || !e.missing;
+}
+
+const struct tls_events lua_conn_tls_events = {.decides = decides, .on_handshake = on_handshake, .on_verify = on_verify};
 
 /* Makes it a TLS connection. */
 void lua_conn_use_tls(struct lua_conn *lc, struct tls_context *tls, const char *hostname)

@@ -29,6 +29,7 @@ struct tls_filter {
 	struct evbuffer *late; /* plain bytes that had been read when the user paused, NULL: there never were any */
 	struct timer resume;   /* tells of them, and of the peer's goodbye */
 	size_t answers;        /* bytes that reading has made us send, since the output was empty */
+	bool decided;          /* the user has its own say about certificates */
 	bool begun;            /* the first message has been made */
 	bool accepted;         /* the user has accepted a certificate that OpenSSL would not */
 	bool up;               /* the handshake has ended */
@@ -137,20 +138,28 @@ static bool wants_more(struct tls_filter *f, int result)
 	return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE;
 }
 
-/* A resumed session shows no certificates: the user is asked about the peer's own once more. False if it is refused. */
-static bool ask_again(struct tls_filter *f)
+/* A client picks up where its last connection to that server has left off, if the server still knows. */
+static void resume_session(struct tls_filter *f)
 {
-	X509 *certificate = SSL_get0_peer_certificate(f->ssl);
-	long verdict = SSL_get_verify_result(f->ssl);
+	SSL_SESSION *session = tls_session_take(f->context->contexts, f->session_name);
 
-	if (!f->context->verify || !SSL_session_reused(f->ssl) || !certificate || !f->c->user)
-		return true;
-	int answer = f->events->on_verify(f->c, certificate, verdict == X509_V_OK, 0, X509_verify_cert_error_string(verdict));
-	if (answer == 1 || (answer < 0 && verdict == X509_V_OK))
-		return f->c->state != CONN_ENDING;
-	f->failed = true;
-	end_by_tls(f, "ETLS", mem_strdup("certificate verify failed: application verification failure"));
-	return false;
+	if (session)
+		SSL_set_session(f->ssl, session);
+	SSL_SESSION_free(session);
+}
+
+/*
+ * The handshake begins. A resumed session shows no certificates, so where the user has its own say about them nothing is resumed: neither
+ * what it has accepted before, nor what somebody else has under the same options.
+ */
+static void begin(struct tls_filter *f)
+{
+	f->begun = true;
+	f->decided = f->context->verify && f->c->user && f->events->decides(f->c);
+	if (f->decided)
+		SSL_set_options(f->ssl, SSL_OP_NO_TICKET);
+	else if (f->session_name)
+		resume_session(f);
 }
 
 /* Goes on with the handshake. True when it has ended. */
@@ -158,7 +167,8 @@ static bool shake_hands(struct tls_filter *f)
 {
 	if (f->up)
 		return true;
-	f->begun = true;
+	if (!f->begun)
+		begin(f);
 	ERR_clear_error();
 	int result = SSL_do_handshake(f->ssl);
 	if (result != 1) {
@@ -168,8 +178,6 @@ static bool shake_hands(struct tls_filter *f)
 			fail(f);
 		return false;
 	}
-	if (!ask_again(f))
-		return false;
 	f->up = true;
 	f->c->conns->loop->stats->tls_handshakes++;
 	timer_stop(f->c->conns->loop, &f->deadline);
@@ -298,7 +306,7 @@ static void encrypt(struct conn *c)
 	 * A ticket goes with the first answer and not with the handshake's end: a client that only writes and closes would have it unread
 	 * in its buffer then, which makes its kernel send RST and destroy what it had written last.
 	 */
-	if (f->up && !f->ticket && f->context->server && evbuffer_get_length(c->plain)) {
+	if (f->up && !f->ticket && !f->decided && f->context->server && evbuffer_get_length(c->plain)) {
 		f->ticket = true;
 		if (SSL_version(f->ssl) == TLS1_3_VERSION)
 			(void)SSL_new_session_ticket(f->ssl);
@@ -453,22 +461,10 @@ static int on_new_session(SSL *ssl, SSL_SESSION *session)
 {
 	struct tls_filter *f = SSL_get_app_data(ssl);
 
-	/* what only a script's word has made acceptable is asked about anew each time */
-	if (!f->session_name || (f->context->verify && SSL_get_verify_result(ssl) != X509_V_OK))
+	if (!f->session_name || f->decided || (f->context->verify && SSL_get_verify_result(ssl) != X509_V_OK))
 		return 0;
 	tls_session_give(f->context->contexts, f->session_name, session);
 	return 1; /* taken over */
-}
-
-/* A client picks up where its last connection to that server has left off, if the server still knows. */
-static void resume_session(struct tls_filter *f, const char *hostname)
-{
-	f->session_name = tls_session_name(f->context, hostname);
-	SSL_CTX_sess_set_new_cb(f->context->ctx, on_new_session);
-	SSL_SESSION *session = tls_session_take(f->context->contexts, f->session_name);
-	if (session)
-		SSL_set_session(f->ssl, session);
-	SSL_SESSION_free(session);
 }
 
 /* Switches to TLS. */
@@ -497,8 +493,10 @@ bool tls_start(struct conn *c, struct tls_context *context, const char *hostname
 	} else {
 		SSL_set_connect_state(f->ssl);
 		set_names(f, hostname);
-		if (hostname)
-			resume_session(f, hostname);
+		if (hostname) {
+			f->session_name = tls_session_name(f->context, hostname);
+			SSL_CTX_sess_set_new_cb(context->ctx, on_new_session);
+		}
 	}
 	conn_set_filter(c, &tls_filter, f);
 	return true;

@@ -14,6 +14,8 @@
 /* What a session asks and tells the connection's user. */
 struct tls_events {
 	void (*on_handshake)(struct conn *c); /* TLS is up */
+	/* Has the user its own say about certificates? Asked when the handshake begins. */
+	bool (*decides)(struct conn *c);
 	/* A certificate of the peer's chain. 1 accepts, 0 refuses, -1 leaves it to OpenSSL's verdict. reason is the verdict in words. */
 	int (*on_verify)(struct conn *c, X509 *certificate, bool preverified, int depth, const char *reason);
 };
