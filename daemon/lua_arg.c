@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "conn.h"
+#include "lua_vm.h"
 
 #define MAX_SECONDS 3.2e10 /* a thousand years, and still far from 2^64 nanoseconds when doubled */
 
@@ -85,6 +86,16 @@ int arg_failure(lua_State *L, const char *code, const char *format, ...)
 int arg_failure_errno(lua_State *L, int error)
 {
 	return arg_failure(L, errno_code(error), "%s", errno_text(error));
+}
+
+/* The check of all that opens. */
+bool arg_may_open(lua_State *L)
+{
+	vm_check_open(L);
+	if (!vm_of(L)->closing)
+		return true;
+	arg_failure(L, "ECANCELED", "stopping");
+	return false;
 }
 
 /* Pushes an address. */

@@ -508,12 +508,13 @@ static void on_stderr(struct conn *c, const char *bytes, size_t length)
 	enter(c->user, "receive_stderr", data_body, &e);
 }
 
-/* A child's status: kept for whoever asks. */
+/* A child's status: kept for whoever asks. What the process module knows of the child may go from now on. */
 static void on_exit_status(struct conn *c, struct process_status status)
 {
 	struct lua_conn *lc = c->user;
 
 	lc->child->status = status;
+	lc->child->process = NULL;
 }
 
 static const struct process_events child_events = {.on_stderr = on_stderr, .on_exit = on_exit_status};

@@ -31,20 +31,6 @@ struct inheritance {
 	struct inheritance *next;
 };
 
-/* May the script open something? Raises while handler files load: a reload that is refused must have had no effect. False when all
- * that the VM has is being ended: what unbinds open anew would go on for ever. */
-static bool may_open(lua_State *L)
-{
-	vm_check_open(L);
-	return !vm_of(L)->closing;
-}
-
-/* What opening returns then. */
-static int refuse(lua_State *L)
-{
-	return arg_failure(L, "ECANCELED", "stopping");
-}
-
 /* A connection has come in. */
 void lua_net_on_accept(struct listener *l, int fd, const struct addr *peer)
 {
@@ -322,8 +308,8 @@ static int l_start_server(lua_State *L)
 	const char *text = luaL_checkstring(L, 1);
 	int last = lua_gettop(L), handler = strstr(text, "://") ? 2 : 3;
 
-	if (!may_open(L))
-		return refuse(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (last < handler) {
 		lua_settop(L, handler);
 		last = handler;
@@ -339,8 +325,8 @@ static int l_start_unix_domain_server(lua_State *L)
 	int last = lua_gettop(L);
 	struct addr a;
 
-	if (!may_open(L))
-		return refuse(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (last < 2)
 		lua_settop(L, last = 2);
 	if (!addr_from_path(&a, path))
@@ -355,7 +341,8 @@ static int l_open_datagram_socket(lua_State *L)
 	uint16_t port = arg_port(L, 2, true);
 	int last = lua_gettop(L);
 
-	vm_check_open(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (last < 3)
 		lua_settop(L, last = 3);
 	return open_server(L, push_listen_conf(L, push_url(L, SCHEME_UDP, host, port), 0), 3, last, -1);
@@ -366,8 +353,8 @@ static int l_listen(lua_State *L)
 {
 	int last = lua_gettop(L);
 
-	if (!may_open(L))
-		return refuse(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (lua_istable(L, 1)) {
 		if (last < 2)
 			lua_settop(L, last = 2);
@@ -403,7 +390,8 @@ static int l_attach_server(lua_State *L)
 	socklen_t size = sizeof listening;
 	struct inheritance *i = vm->inherited;
 
-	vm_check_open(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (last < 2)
 		lua_settop(L, last = 2);
 	while (i && i->l->fd != lua_tointeger(L, 1))
@@ -637,8 +625,8 @@ static int l_connect(lua_State *L)
 	const char *url;
 	struct target t;
 
-	if (!may_open(L))
-		return refuse(L);
+	if (!arg_may_open(L))
+		return 3;
 	target_init(&t);
 	if (lua_istable(L, 1)) {
 		options = 1;
@@ -678,8 +666,8 @@ static int l_connect_unix_domain(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	if (!may_open(L))
-		return refuse(L);
+	if (!arg_may_open(L))
+		return 3;
 	target_init(&t);
 	if (last < 2)
 		lua_settop(L, last = 2);
@@ -693,8 +681,8 @@ static int l_bind_connect(lua_State *L)
 	int last = lua_gettop(L);
 	struct target t;
 
-	if (!may_open(L))
-		return refuse(L);
+	if (!arg_may_open(L))
+		return 3;
 	target_init(&t);
 	if (last < 5)
 		lua_settop(L, last = 5);
@@ -711,8 +699,10 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 	struct lua_conn *lc = lua_conn_check(L, 1);
 	struct vm *vm = lc->vm;
 
-	if (!may_open(L) || (vm->options.host->stopping && vm->options.host->stopping(vm)))
-		return refuse(L);
+	if (!arg_may_open(L))
+		return 3;
+	if (vm->options.host->stopping && vm->options.host->stopping(vm))
+		return arg_failure(L, "ECANCELED", "stopping");
 	if (!lc->outgoing)
 		return arg_failure(L, "EOPNOTSUPP", "only an outgoing connection can reconnect");
 	if (lc->again || (lc->c && !lc->unbinding)) {

@@ -174,9 +174,8 @@ static int l_popen(lua_State *L)
 	int args = 0, count = 0;
 
 	lua_settop(L, 3);
-	vm_check_open(L);
-	if (vm->closing)
-		return arg_failure(L, "ECANCELED", "stopping");
+	if (!arg_may_open(L))
+		return 3;
 	struct launch *launch = lua_newuserdatauv(L, sizeof *launch, 0);
 	memset(launch, 0, sizeof *launch);
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &launch_key);

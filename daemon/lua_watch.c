@@ -147,13 +147,15 @@ int lua_watch_check_fd(lua_State *L, int index)
 	return -1;
 }
 
-/* Makes a byte stream of an open descriptor. own: it is the connection's from now on; standard descriptors are never closed. */
-static int attach(lua_State *L, int fd, int handler, int last, const char *label)
+/* Makes a byte stream of an open descriptor, or of a duplicate of it. What raises comes before the duplicate is made. */
+static int attach(lua_State *L, int fd, bool duplicate, int handler, int last, const char *label)
 {
 	struct instance i;
 	struct adopted a;
 
 	prepare(L, handler, last, &i);
+	if (duplicate && (fd = fcntl(fd, F_DUPFD_CLOEXEC, 3)) < 0)
+		return arg_failure_errno(L, errno);
 	create(L, &i, label);
 	if (adopt_open(&a, fd))
 		conn_adopt(i.lc->c, &a);
@@ -169,7 +171,8 @@ static int l_attach(lua_State *L)
 	int last = lua_gettop(L);
 	struct stat st;
 
-	vm_check_open(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (last < 2)
 		lua_settop(L, last = 2);
 	int fd = lua_watch_check_fd(L, 1);
@@ -179,13 +182,9 @@ static int l_attach(lua_State *L)
 		return arg_failure_errno(L, S_ISDIR(st.st_mode) ? EISDIR : errno);
 	const char *label = lua_pushfstring(L, "fd:%d", fd);
 	FILE *file = test_file(L, 1);
-	if (file) {
+	if (file)
 		fflush(file);
-		fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-		if (fd < 0)
-			return arg_failure_errno(L, errno);
-	}
-	return attach(L, fd, 2, last, label);
+	return attach(L, fd, file != NULL, 2, last, label);
 }
 
 /* open_keyboard(handler, ...): standard input as a byte stream; a terminal stays as it is for others. */
@@ -193,14 +192,15 @@ static int l_open_keyboard(lua_State *L)
 {
 	int last = lua_gettop(L);
 
-	vm_check_open(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (last < 1)
 		lua_settop(L, last = 1);
 	lua_pushinteger(L, STDIN_FILENO);
 	lua_insert(L, 1);
 	last++;
 	int fd = lua_watch_check_fd(L, 1);
-	return fd < 0 ? 3 : attach(L, fd, 2, last, "keyboard");
+	return fd < 0 ? 3 : attach(L, fd, false, 2, last, "keyboard");
 }
 
 /* watch(fd, handler, ...): readiness alone. The descriptor stays the script's, and so does closing it, after the end of the watch. */
@@ -209,7 +209,8 @@ static int l_watch(lua_State *L)
 	int last = lua_gettop(L);
 	struct instance i;
 
-	vm_check_open(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (last < 2)
 		lua_settop(L, last = 2);
 	int fd = lua_watch_check_fd(L, 1);
@@ -342,7 +343,8 @@ static int l_watch_file(lua_State *L)
 	int last = lua_gettop(L);
 	struct instance i;
 
-	vm_check_open(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (last < 2)
 		lua_settop(L, last = 2);
 	const char *label = lua_pushfstring(L, "file:%s", path);
@@ -403,7 +405,8 @@ static int l_watch_process(lua_State *L)
 	int last = lua_gettop(L);
 	struct instance i;
 
-	vm_check_open(L);
+	if (!arg_may_open(L))
+		return 3;
 	if (last < 2)
 		lua_settop(L, last = 2);
 	const char *label = lua_pushfstring(L, "process:%d", (int)pid);

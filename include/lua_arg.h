@@ -36,6 +36,10 @@ uint16_t arg_port(lua_State *L, int index, bool zero);
 int arg_failure(lua_State *L, const char *code, const char *format, ...);
 int arg_failure_errno(lua_State *L, int error);
 
+/* May the script open something? Raises while handler files load. False, after pushing the three results for that, when all that the VM has
+ * is being ended: what unbinds open anew would go on for ever. */
+bool arg_may_open(lua_State *L);
+
 /* Pushes an address as host and port (unix: path); nil if it is unknown. Returns the number of values. */
 int arg_push_addr(lua_State *L, const struct addr *a);
 
