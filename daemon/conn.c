@@ -715,7 +715,8 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	bufferevent_setfd(c->bev, fd);
 	if (c->is_socket && !c->transport && c->peer.any.sa_family != AF_UNIX) {
 		sock_nodelay(fd, c->flow.nodelay);
-		if (c->flow.keepalive >= 0 && sock_keepalive(fd, true, c->flow.keepalive, c->flow.keepalive_interval, c->flow.keepalive_count) < 0) {
+		if (c->flow.keepalive >= 0 &&
+		    sock_keepalive(fd, true, c->flow.keepalive, c->flow.keepalive_interval, c->flow.keepalive_count) < 0) {
 			conn_end_errno(c, errno);
 			return;
 		}

@@ -17,18 +17,18 @@
 struct attempt {
 	struct connector *connector;
 	struct addr to;
-	int fd;              /* -1: not started or failed */
+	int fd; /* -1: not started or failed */
 	struct event *event;
 };
 
 struct connector {
 	struct loop *loop;
 	struct lookup *lookup;
-	struct addr bind;    /* length 0: any */
+	struct addr bind; /* length 0: any */
 	struct attempt *attempts;
 	size_t count, started, pending; /* of attempts */
-	struct timer next;   /* the next attempt, or the first step */
-	const char *code, *why; /* of the last failure */
+	struct timer next;              /* the next attempt, or the first step */
+	const char *code, *why;         /* of the last failure */
 	connector_done *on_done;
 	void *data;
 };
@@ -203,7 +203,7 @@ static struct connector *connector_new(struct loop *loop, const struct addr *bin
 
 /* Connects by name. */
 struct connector *connector_start(struct loop *loop, struct resolver *resolver, const char *host, uint16_t port, const struct addr *bind,
-	connector_done *on_done, void *data)
+                                  connector_done *on_done, void *data)
 {
 	struct addr to;
 
@@ -216,7 +216,7 @@ struct connector *connector_start(struct loop *loop, struct resolver *resolver, 
 
 /* Connects to an address. */
 struct connector *connector_start_addr(struct loop *loop, const struct addr *to, const struct addr *bind, connector_done *on_done,
-	void *data)
+                                       void *data)
 {
 	struct connector *k = connector_new(loop, bind, on_done, data);
 

@@ -128,7 +128,7 @@ static void add_problem(struct problems *problems, const char *file, int line, c
 
 /* Gets a block's TLS context, if it has one. */
 static void load_tls(struct generation *g, const struct tls_conf *conf, bool server, const char *file, int line, const char *url,
-	struct tls_context **tls, struct problems *problems)
+                     struct tls_context **tls, struct problems *problems)
 {
 	const char *code;
 	char *why = NULL;
@@ -174,7 +174,7 @@ static void on_deadline(void *data)
 
 /* Builds a generation completely. */
 struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, uint64_t number, bool is_script,
-	const struct vm_host *host, void *host_data, struct problems *problems)
+                                  const struct vm_host *host, void *host_data, struct problems *problems)
 {
 	struct generation *g = mem_zalloc(sizeof *g);
 	size_t before = problems->count;

@@ -215,8 +215,7 @@ static bool find_address(const struct listen_conf *conf, struct addr *a, char **
 		if (addr_from_numeric(a, conf->url.host, conf->url.port) || resolver_local_name(conf->url.host, conf->url.port, a))
 			return true;
 		errno = EADDRNOTAVAIL;
-		*why = mem_printf("listen %s: '%s' is neither an address of this machine nor a name in /etc/hosts", conf->url_text,
-			conf->url.host);
+		*why = mem_printf("listen %s: '%s' is neither an address of this machine nor a name in /etc/hosts", conf->url_text, conf->url.host);
 		return false;
 	}
 	*why = mem_printf("listen %s: %s", conf->url_text, errno_text(errno));
@@ -304,14 +303,14 @@ int listener_bind(const struct listen_conf *conf, struct addr *a, char **why)
 {
 	if (!find_address(conf, a, why))
 		return -1;
-	int fd = conf->url.scheme == SCHEME_UDP ? sock_datagram(a, conf->reuse_port)
-						: sock_listen(a, conf->backlog, conf->reuse_port, conf->mode);
+	int fd =
+		conf->url.scheme == SCHEME_UDP ? sock_datagram(a, conf->reuse_port) : sock_listen(a, conf->backlog, conf->reuse_port, conf->mode);
 	if (fd < 0) {
 		int saved = errno;
 		bool low = saved == EACCES && conf->url.scheme != SCHEME_UNIX && conf->url.port < 1024;
 		*why = saved == EEXIST ? mem_printf("listen %s: the path exists and is no socket", conf->url_text)
-				       : mem_printf("listen %s: %s%s", conf->url_text, errno_text(saved),
-						 low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
+		                       : mem_printf("listen %s: %s%s", conf->url_text, errno_text(saved),
+		                                    low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
 		errno = saved;
 	}
 	return fd;
@@ -344,7 +343,7 @@ static void set_proxies(struct listener *l, const struct listen_conf *conf)
 
 /* Makes a listener of a descriptor that listens, which is closed where that fails. */
 static struct listener *make_listener(struct loop *loop, const struct listen_conf *conf, int fd,
-	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+                                      void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
 {
 	struct listener *l = mem_zalloc(sizeof *l);
 
@@ -379,7 +378,7 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 
 /* Opens a listener. */
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
-	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+                               void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
 {
 	struct activation_socket *given = NULL;
 	struct addr a;
@@ -399,7 +398,7 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 
 /* Takes a descriptor over. */
 struct listener *listener_adopt(struct loop *loop, const struct listen_conf *conf, int fd,
-	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+                                void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
 {
 	int flags = fcntl(fd, F_GETFL);
 

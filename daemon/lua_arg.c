@@ -119,21 +119,11 @@ void arg_push_value(lua_State *L, const struct value *v)
 {
 	luaL_checkstack(L, 4, "plain data");
 	switch (v->kind) {
-	case VALUE_NIL:
-		lua_pushnil(L);
-		break;
-	case VALUE_BOOLEAN:
-		lua_pushboolean(L, v->boolean);
-		break;
-	case VALUE_INTEGER:
-		lua_pushinteger(L, v->integer);
-		break;
-	case VALUE_NUMBER:
-		lua_pushnumber(L, v->number);
-		break;
-	case VALUE_STRING:
-		lua_pushlstring(L, v->string.bytes, v->string.length);
-		break;
+	case VALUE_NIL: lua_pushnil(L); break;
+	case VALUE_BOOLEAN: lua_pushboolean(L, v->boolean); break;
+	case VALUE_INTEGER: lua_pushinteger(L, v->integer); break;
+	case VALUE_NUMBER: lua_pushnumber(L, v->number); break;
+	case VALUE_STRING: lua_pushlstring(L, v->string.bytes, v->string.length); break;
 	case VALUE_TABLE:
 		lua_createtable(L, 0, (int)(v->table.count < 1024 ? v->table.count : 1024));
 		for (size_t i = 0; i < v->table.count; i++) {
@@ -151,11 +141,8 @@ static bool read_value(lua_State *L, int index, struct value *v, const char **wh
 	*v = (struct value){.kind = VALUE_NIL};
 	switch (lua_type(L, index)) {
 	case LUA_TNIL:
-	case LUA_TNONE:
-		return true;
-	case LUA_TBOOLEAN:
-		*v = (struct value){.kind = VALUE_BOOLEAN, .boolean = lua_toboolean(L, index)};
-		return true;
+	case LUA_TNONE: return true;
+	case LUA_TBOOLEAN: *v = (struct value){.kind = VALUE_BOOLEAN, .boolean = lua_toboolean(L, index)}; return true;
 	case LUA_TNUMBER:
 		if (lua_isinteger(L, index))
 			*v = (struct value){.kind = VALUE_INTEGER, .integer = lua_tointeger(L, index)};
@@ -168,11 +155,8 @@ static bool read_value(lua_State *L, int index, struct value *v, const char **wh
 		value_string(v, bytes, length);
 		return true;
 	}
-	case LUA_TTABLE:
-		break;
-	default:
-		*why = "only nil, booleans, numbers, strings and tables of these are plain data";
-		return false;
+	case LUA_TTABLE: break;
+	default: *why = "only nil, booleans, numbers, strings and tables of these are plain data"; return false;
 	}
 	if (level >= ARG_MAX_DEPTH || !lua_checkstack(L, 4)) {
 		*why = "tables are nested too deeply (32 levels at most)";

@@ -21,9 +21,9 @@ static const char handle_key; /* its address is the key of the handle in an inst
 struct event_call {
 	struct vm_call call; /* first: the body's argument leads back here */
 	struct lua_conn *lc;
-	const char *bytes;   /* on_data */
+	const char *bytes; /* on_data */
 	size_t length;
-	bool missing;        /* the handler has no such method */
+	bool missing;                  /* the handler has no such method */
 	const char *code, *why, *host; /* on_send_error */
 	uint16_t port;
 };
@@ -733,7 +733,7 @@ void lua_conn_connect(struct lua_conn *lc, const char *host, uint16_t port, cons
 	lc->outgoing = true;
 	conn_set_connect_timeout(c, lc->connect_timeout_ns);
 	lc->connector = host ? connector_start(o->loop, o->resolver, host, port, bind, on_connected, lc)
-			     : connector_start_addr(o->loop, to, bind, on_connected, lc);
+	                     : connector_start_addr(o->loop, to, bind, on_connected, lc);
 }
 
 /* An accepted connection on its way into the VM. */
@@ -756,7 +756,7 @@ static int accept_body(lua_State *L)
 
 /* Accepts. */
 void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct flow *flow, char *handler, struct listener *l, int fd,
-	const struct addr *peer, struct tls_context *tls, lua_CFunction accepted, void *server)
+                     const struct addr *peer, struct tls_context *tls, lua_CFunction accepted, void *server)
 {
 	struct accept_call a = {.class = class, .flow = flow};
 	struct begin_call b = {.args_ref = class->args_ref, .count = class->args_count, .function_ref = class->function_ref};

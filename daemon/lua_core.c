@@ -26,7 +26,7 @@
 #include "lua_watch.h"
 #include "mem.h"
 
-#define MAX_DRAIN 1e9      /* seconds: for ever, and still far from what overflows */
+#define MAX_DRAIN 1e9       /* seconds: for ever, and still far from what overflows */
 #define HOOKS_OF_HOOKS 1000 /* shutdown hooks that shutdown hooks may add: a stop has an end */
 
 /* next_tick(fn) */
@@ -57,7 +57,7 @@ static int l_stop(lua_State *L)
 		}
 		if (lua_getfield(L, 1, "status") != LUA_TNIL) {
 			luaL_argcheck(L, lua_isinteger(L, 3) && lua_tointeger(L, 3) >= 0 && lua_tointeger(L, 3) <= 255, 1,
-				"status must be a whole number from 0 to 255");
+			              "status must be a whole number from 0 to 255");
 			status = lua_tointeger(L, 3);
 		}
 	}
@@ -69,9 +69,7 @@ static int l_stop(lua_State *L)
 static int l_exit(lua_State *L)
 {
 	struct vm *vm = vm_of(L);
-	int status = lua_isnoneornil(L, 1)  ? 0
-	             : lua_isboolean(L, 1) ? !lua_toboolean(L, 1)
-	                                   : (int)arg_integer(L, 1, 0, 255);
+	int status = lua_isnoneornil(L, 1) ? 0 : lua_isboolean(L, 1) ? !lua_toboolean(L, 1) : (int)arg_integer(L, 1, 0, 255);
 
 	vm->options.host->on_stop(vm, -1, status);
 	return 0;
@@ -384,8 +382,8 @@ static void resume_body(lua_State *L, int arguments)
 		if (status != LUA_YIELD)
 			lua_xmove(co, L, 1);
 		else
-			lua_pushstring(L, vm->overrun ? "script stopped: it ran longer than callback_time"
-						      : "attempt to yield from outside a coroutine");
+			lua_pushstring(L,
+			               vm->overrun ? "script stopped: it ran longer than callback_time" : "attempt to yield from outside a coroutine");
 		vm_error_text(L);
 		luaL_traceback(L, co, lua_tostring(L, -1), 0);
 		vm_report(vm, NULL, "script", lua_tostring(L, -1));

@@ -18,10 +18,10 @@ static const char server_key; /* its address is the registry key of the servers'
 /* A listener that a script has opened; a userdata. */
 struct lua_server {
 	struct lua_acceptor acceptor;
-	struct listener *l;   /* NULL once stopped */
-	int self_ref;         /* holds the userdata while it listens */
-	bool has_listeners;   /* of its events */
-	struct addr local;    /* still known when stopped */
+	struct listener *l; /* NULL once stopped */
+	int self_ref;       /* holds the userdata while it listens */
+	bool has_listeners; /* of its events */
+	struct addr local;  /* still known when stopped */
 	struct lua_server *previous, *next;
 };
 
@@ -461,17 +461,17 @@ static int l_listening(lua_State *L)
 
 /* What a connect function has found in its arguments. */
 struct target {
-	const char *host;  /* NULL: to */
+	const char *host; /* NULL: to */
 	uint16_t port;
 	struct addr to;
-	const char *label; /* URL for the log, on the stack */
-	struct addr bind;  /* length 0: any */
+	const char *label;   /* URL for the log, on the stack */
+	struct addr bind;    /* length 0: any */
 	const char *failure; /* code of what is known to fail already, or NULL */
 	const char *why;
 	uint64_t timeout_ns;
 	struct flow flow;
 	const struct tls_conf *tls_conf; /* NULL: plain */
-	int proxy_version; /* of a PROXY header to begin with, 0: none */
+	int proxy_version;               /* of a PROXY header to begin with, 0: none */
 	struct lua_conn_names proxy_for; /* whose addresses it tells, with has_proxy_for */
 	bool has_proxy_for;
 };
@@ -785,8 +785,8 @@ static int connect_body(lua_State *L)
 }
 
 /* Connects for a block. */
-struct lua_conn *lua_net_connect(struct vm *vm, const struct connect_conf *conf, const struct lua_class *class,
-	struct tls_context *tls, char *handler)
+struct lua_conn *lua_net_connect(struct vm *vm, const struct connect_conf *conf, const struct lua_class *class, struct tls_context *tls,
+                                 char *handler)
 {
 	struct connect_call k = {.conf = conf, .class = class, .tls = tls, .handler = handler};
 	struct vm_call call = {.body = connect_body, .argument = &k, .callback = "connect"};
@@ -796,11 +796,7 @@ struct lua_conn *lua_net_connect(struct vm *vm, const struct connect_conf *conf,
 }
 
 static const luaL_Reg server_methods[] = {
-	{"stop", l_server_stop},
-	{"address", l_server_address},
-	{"pause", l_server_pause},
-	{"resume", l_server_resume},
-	{NULL, NULL},
+	{"stop", l_server_stop}, {"address", l_server_address}, {"pause", l_server_pause}, {"resume", l_server_resume}, {NULL, NULL},
 };
 
 static const luaL_Reg functions[] = {

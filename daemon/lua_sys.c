@@ -8,8 +8,8 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 
-#include "lua_arg.h"
 #include "log.h"
+#include "lua_arg.h"
 #include "privs.h"
 
 /* Writes the message at the top of the stack with the callback in which it was logged, its connection and the place of the call. */
@@ -84,8 +84,8 @@ static int l_uuid(lua_State *L)
 		return luaL_error(L, "the system has no random numbers");
 	b[6] = (unsigned char)((b[6] & 0x0f) | 0x40);
 	b[8] = (unsigned char)((b[8] & 0x3f) | 0x80);
-	snprintf(text, sizeof text, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3], b[4],
-		b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+	snprintf(text, sizeof text, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3], b[4], b[5],
+	         b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 	lua_pushstring(L, text);
 	return 1;
 }

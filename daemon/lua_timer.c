@@ -16,10 +16,10 @@ struct lua_timer {
 	struct vm *vm;
 	struct lua_conn *owner; /* NULL: nobody's */
 	uint64_t interval_ns;
-	int self_ref;           /* LUA_NOREF: neither waits nor runs */
+	int self_ref; /* LUA_NOREF: neither waits nor runs */
 	bool periodic, fixed_rate;
-	bool running, cancelled; /* its function runs; it was cancelled there */
-	bool orphaned;           /* its connection has ended: it cannot start again */
+	bool running, cancelled;                       /* its function runs; it was cancelled there */
+	bool orphaned;                                 /* its connection has ended: it cannot start again */
 	struct lua_timer *previous, *next;             /* the VM's */
 	struct lua_timer *owner_previous, *owner_next; /* its connection's */
 };

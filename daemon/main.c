@@ -97,21 +97,15 @@ static int parse(struct command_line *line, int argc, char **argv, const char *s
 		if (!belongs(c, short_options))
 			return misuse("this command does not take --", long_options[index].name);
 		switch (c) {
-		case 'c':
-			line->config_path = optarg;
-			break;
-		case 't':
-			line->check = true;
-			break;
+		case 'c': line->config_path = optarg; break;
+		case 't': line->check = true; break;
 		case 'D':
 			if (strcmp(optarg, "json") != 0)
 				return misuse("--dump knows only json, not ", optarg);
 			line->dump = optarg;
 			line->check = true;
 			break;
-		case 'd':
-			line->detach = true;
-			break;
+		case 'd': line->detach = true; break;
 		case 'p':
 			if (!override(line, "pid_file", optarg, "--pid-file"))
 				return misuse("too many options", "");
@@ -133,15 +127,9 @@ static int parse(struct command_line *line, int argc, char **argv, const char *s
 				return misuse("too many URLs", "");
 			line->urls[line->url_count++] = optarg;
 			break;
-		case 'V':
-			printf("reactord %s\n", VERSION);
-			return 0;
-		case 'h':
-			fputs(usage_text, stdout);
-			return 0;
-		default:
-			fputs("try 'reactord --help'\n", stderr);
-			return STATUS_USAGE;
+		case 'V': printf("reactord %s\n", VERSION); return 0;
+		case 'h': fputs(usage_text, stdout); return 0;
+		default: fputs("try 'reactord --help'\n", stderr); return STATUS_USAGE;
 		}
 	}
 	if (!line->config_path)
@@ -253,10 +241,10 @@ static int run(int argc, char **argv)
 	if (status < 0 && line.url_count) {
 		char *file = strrchr(path, '/') ? mem_strdup(path) : mem_printf("./%s", path);
 		struct service_options options = {.overrides = line.overrides,
-			.override_count = line.override_count,
-			.handler = file,
-			.urls = line.urls,
-			.url_count = line.url_count};
+		                                  .override_count = line.override_count,
+		                                  .handler = file,
+		                                  .urls = line.urls,
+		                                  .url_count = line.url_count};
 		status = service_run(&options);
 		free(file);
 	} else if (status < 0) {

@@ -14,9 +14,9 @@
 
 #define LIST_LIMIT 200 /* positional arguments: as many as Lua passes on without a thought */
 
-static const char *const type_names[] = {"string",  "path",   "search path", "folders", "boolean", "integer", "size",
-                                         "seconds", "choice", "keepalive",   "mode",    "address", "addresses", "PEM",     "host name",
-                                         "strings", "networks", "switch", "table",       "list"};
+static const char *const type_names[] = {"string",    "path",    "search path", "folders", "boolean", "integer",   "size",
+                                         "seconds",   "choice",  "keepalive",   "mode",    "address", "addresses", "PEM",
+                                         "host name", "strings", "networks",    "switch",  "table",   "list"};
 
 /* The member of the struct at base. */
 static void *member(const struct option_def *o, void *base)

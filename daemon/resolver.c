@@ -23,21 +23,21 @@ struct server_socket {
 struct channel {
 	struct resolver *resolver;
 	ares_channel ares;
-	char *servers;            /* NULL: the system's */
-	bool retired;             /* new look-ups go elsewhere */
-	size_t lookups;           /* under way */
+	char *servers;  /* NULL: the system's */
+	bool retired;   /* new look-ups go elsewhere */
+	size_t lookups; /* under way */
 	struct server_socket *sockets;
-	struct timer timeout;     /* c-ares' next */
+	struct timer timeout; /* c-ares' next */
 	struct channel *next;
 };
 
 struct resolver {
 	struct loop *loop;
-	char *servers;            /* as set */
+	char *servers; /* as set */
 	struct channel *channels;
-	size_t lookups;           /* of all of them */
-	struct timer sweep;       /* frees those that have ended: not while c-ares calls */
-	bool closing;             /* nobody is to be called any more */
+	size_t lookups;     /* of all of them */
+	struct timer sweep; /* frees those that have ended: not while c-ares calls */
+	bool closing;       /* nobody is to be called any more */
 };
 
 struct lookup {
@@ -45,9 +45,9 @@ struct lookup {
 	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why);
 	void *data;
 	struct timer limit;
-	bool starting;            /* resolver_lookup has not returned yet */
-	bool done;                /* on_done was called or is not wanted */
-	bool answered;            /* c-ares is done with it */
+	bool starting; /* resolver_lookup has not returned yet */
+	bool done;     /* on_done was called or is not wanted */
+	bool answered; /* c-ares is done with it */
 };
 
 /* What c-ares' codes are called in getaddrinfo's terms. */
@@ -117,8 +117,8 @@ static void on_interest(void *data, ares_socket_t fd, int readable, int writable
 	s = mem_zalloc(sizeof *s);
 	s->channel = ch;
 	s->fd = fd;
-	s->event = event_new(ch->resolver->loop->base, fd, (short)((readable ? EV_READ : 0) | (writable ? EV_WRITE : 0) | EV_PERSIST),
-		on_socket, s);
+	s->event =
+		event_new(ch->resolver->loop->base, fd, (short)((readable ? EV_READ : 0) | (writable ? EV_WRITE : 0) | EV_PERSIST), on_socket, s);
 	if (!s->event)
 		abort();
 	event_add(s->event, NULL);
@@ -209,12 +209,12 @@ static struct channel *find_channel(struct resolver *r, const char *servers)
 			return ch;
 	struct channel *ch = mem_zalloc(sizeof *ch);
 	char order[] = "fb"; /* the hosts file, then the servers */
-	struct ares_options options = {.timeout = RESOLVER_TRY_MS, .tries = RESOLVER_TRIES, .lookups = order,
-		.sock_state_cb = on_interest, .sock_state_cb_data = ch};
+	struct ares_options options = {
+		.timeout = RESOLVER_TRY_MS, .tries = RESOLVER_TRIES, .lookups = order, .sock_state_cb = on_interest, .sock_state_cb_data = ch};
 	ch->resolver = r;
 	timer_init(&ch->timeout, on_timeout, ch);
 	if (ares_init_options(&ch->ares, &options, ARES_OPT_TIMEOUTMS | ARES_OPT_TRIES | ARES_OPT_LOOKUPS | ARES_OPT_SOCK_STATE_CB) !=
-		ARES_SUCCESS) {
+	    ARES_SUCCESS) {
 		free(ch);
 		return NULL;
 	}
@@ -312,7 +312,8 @@ static size_t add_hosts(struct channel *ch, uint16_t port, int family, struct ad
  * there at all, with the loopback addresses. c-ares 1.18 would ask, and loses memory where the file has the other family alone.
  */
 static void answer_localhost(struct channel *ch, uint16_t port, int family,
-	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why), void *data)
+                             void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why),
+                             void *data)
 {
 	struct addr addresses[8];
 	size_t count = 0, most = sizeof addresses / sizeof *addresses;
@@ -332,7 +333,8 @@ static void answer_localhost(struct channel *ch, uint16_t port, int family,
 
 /* Starts a look-up. */
 struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t port, int family, const char *servers,
-	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why), void *data)
+                               void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why),
+                               void *data)
 {
 	struct ares_addrinfo_hints hints = {.ai_family = family, .ai_socktype = SOCK_STREAM, .ai_flags = ARES_AI_NUMERICSERV};
 	char service[8];

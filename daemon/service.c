@@ -33,12 +33,12 @@ struct port {
 struct service {
 	const struct service_options *options;
 	struct runtime runtime;
-	struct generation *newest;    /* leads to the older ones */
+	struct generation *newest; /* leads to the older ones */
 	uint64_t last_number;
 	struct port *ports;
 	enum service_state state;
 	bool reload_asked, stop_asked, stop_now;
-	double drain_s;               /* em.stop's; < 0: the configuration's */
+	double drain_s; /* em.stop's; < 0: the configuration's */
 	struct timer drain_limit;
 	struct loop_hook at_end;
 	struct sig *watches[4];
@@ -99,8 +99,7 @@ static bool is_stopping(struct vm *vm)
 	return s->state != SERVING || s->stop_asked || s->stop_now;
 }
 
-static const struct vm_host daemon_host = {
-	.on_stop = on_stop, .on_exhausted = on_exhausted, .stopping = is_stopping};
+static const struct vm_host daemon_host = {.on_stop = on_stop, .on_exhausted = on_exhausted, .stopping = is_stopping};
 static const struct vm_host run_host = {
 	.on_stop = on_stop, .on_exhausted = on_exhausted, .on_uncaught = on_uncaught, .stopping = is_stopping};
 
@@ -185,7 +184,7 @@ static struct listener **open_ports(struct service *s, const struct config *conf
 		if (!open[i]) {
 			bool gave_up = errno == EACCES && s->newest && config->user;
 			problems_add_at(problems, conf->file, conf->line, "%s%s", why,
-				gave_up ? ": the daemon has given up its rights, restart it" : "");
+			                gave_up ? ": the daemon has given up its rights, restart it" : "");
 			free(why);
 		}
 	}
@@ -292,7 +291,7 @@ static bool apply_log(const struct config *config, struct problems *problems)
 static struct generation *load(struct service *s, struct shared_config *shared, struct problems *problems)
 {
 	return generation_new(&s->runtime, shared, s->last_number + 1, !s->options->config_path,
-		s->options->config_path ? &daemon_host : &run_host, s, problems);
+	                      s->options->config_path ? &daemon_host : &run_host, s, problems);
 }
 
 /* Builds a generation from a configuration and puts it in place; false with all problems, and nothing has changed then. */
@@ -340,8 +339,8 @@ static void reload(struct service *s)
 	} else {
 		s->runtime.stats.reloads_refused++;
 		log_problems(&problems, "reload refused: ");
-		status = mem_printf("Reload refused, generation %llu serves on: %s",
-			(unsigned long long)s->last_number, problems.count ? problems.lines[0] : "");
+		status = mem_printf("Reload refused, generation %llu serves on: %s", (unsigned long long)s->last_number,
+		                    problems.count ? problems.lines[0] : "");
 		log_error("reload refused: generation %llu serves on", (unsigned long long)s->last_number);
 	}
 	notify_ready(status);
@@ -357,7 +356,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	g->exhausted = false;
 	s->runtime.stats.memory_replacements++;
 	log_error("memory_limit (%llu bytes) reached by the live data of generation %llu: its connections end",
-		(unsigned long long)g->config->memory_limit, (unsigned long long)g->number);
+	          (unsigned long long)g->config->memory_limit, (unsigned long long)g->number);
 	if (g == s->newest && s->state == SERVING) {
 		if (replace(s, g->shared, &problems)) {
 			log_info("generation %llu serves in its place", (unsigned long long)s->last_number);
@@ -484,14 +483,9 @@ static void on_signal(int signo, void *data)
 			s->stop_now = true;
 		s->stop_asked = true;
 		break;
-	case SIGINT:
-		s->stop_now = true;
-		break;
-	case SIGUSR1:
-		log_reopen();
-		break;
-	default:
-		break;
+	case SIGINT: s->stop_now = true; break;
+	case SIGUSR1: log_reopen(); break;
+	default: break;
 	}
 }
 

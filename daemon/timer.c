@@ -12,14 +12,14 @@
 
 struct timers {
 	struct loop *loop;
-	struct timer **heap;    /* heap[1] is due first; heap[0] is not used */
+	struct timer **heap; /* heap[1] is due first; heap[0] is not used */
 	size_t count, capacity;
-	uint64_t sequence;      /* of the next timer started */
-	struct event *alarm;    /* libevent's view of fd */
+	uint64_t sequence;   /* of the next timer started */
+	struct event *alarm; /* libevent's view of fd */
 	int fd;
-	uint64_t armed_ns;      /* due time that fd is set to; UINT64_MAX: none */
-	bool rung;              /* fd is readable and wants to be set anew */
-	struct loop_hook arm;   /* before the poller sleeps */
+	uint64_t armed_ns;    /* due time that fd is set to; UINT64_MAX: none */
+	bool rung;            /* fd is readable and wants to be set anew */
+	struct loop_hook arm; /* before the poller sleeps */
 };
 
 /* Is a to fire before b? */

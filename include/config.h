@@ -21,7 +21,7 @@ struct flow {
 	uint64_t linger_timeout_ns;                 /* limit of a close after writing */
 	size_t low_water, high_water, max_outbound; /* bytes */
 	bool nodelay;
-	int keepalive; /* -1: off, 0: on with the system's times, else idle seconds before the first probe */
+	int keepalive;                           /* -1: off, 0: on with the system's times, else idle seconds before the first probe */
 	int keepalive_interval, keepalive_count; /* seconds between probes, and how many; 0: the system's; set by scripts only */
 };
 
@@ -36,13 +36,13 @@ struct tls_conf {
 	char *certificate, *private_key; /* PEM text or a path, NULL: none */
 	char *private_key_pass;
 	bool self_signed;
-	int verify_peer;       /* -1: clients do, servers do not */
-	char *verify_hostname; /* NULL: the name given to connect; "": any */
+	int verify_peer;         /* -1: clients do, servers do not */
+	char *verify_hostname;   /* NULL: the name given to connect; "": any */
 	char *ca_file, *ca_path; /* both NULL: the system's store */
 	bool fail_if_no_peer_cert;
-	char *sni_hostname;    /* NULL: the name given to connect */
+	char *sni_hostname; /* NULL: the name given to connect */
 	struct strings alpn;
-	struct value sni;      /* as read */
+	struct value sni;              /* as read */
 	struct tls_sni_conf *sni_list; /* what it says */
 	size_t sni_count;
 	int min_version, max_version; /* 0: default, 1 TLSv1, 2 TLSv1.1, 3 TLSv1.2, 4 TLSv1.3 */
@@ -64,9 +64,9 @@ struct listen_conf {
 	uint64_t max_connections;             /* 0: no limit */
 	uint64_t max_connections_per_address; /* 0: no limit */
 	bool reuse_port;
-	int mode; /* unix: permissions of the socket file, -1: by umask */
+	int mode;                      /* unix: permissions of the socket file, -1: by umask */
 	struct strings proxy_protocol; /* networks of proxies, for network_parse; not empty: every connection begins with a PROXY header */
-	struct tls_conf *tls; /* NULL: plain */
+	struct tls_conf *tls;          /* NULL: plain */
 };
 
 /* One connect block (or the options of em.connect). */
@@ -81,8 +81,8 @@ struct connect_conf {
 	uint64_t connect_timeout_ns;
 	uint64_t reconnect_ns; /* wait after an end before the next attempt; meaningful with has_reconnect */
 	bool has_reconnect;
-	char *bind; /* local "host:port", or NULL */
-	int proxy_protocol; /* version of the PROXY header to begin with, 0: none */
+	char *bind;           /* local "host:port", or NULL */
+	int proxy_protocol;   /* version of the PROXY header to begin with, 0: none */
 	struct tls_conf *tls; /* NULL: plain */
 };
 

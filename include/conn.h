@@ -32,12 +32,12 @@ struct evbuffer;
 /* What a connection tells its user. Each may call every conn_ function on any connection. */
 struct conn_events {
 	void (*on_data)(struct conn *c, const char *bytes, size_t length); /* bytes are valid during the call */
-	void (*on_eof)(struct conn *c);     /* the peer sends no more; the user decides how to go on */
-	void (*on_drained)(struct conn *c); /* output fell to low water after conn_send had said SEND_FULL */
-	void (*on_flushed)(struct conn *c); /* all output has been handed to the kernel; NULL: not wanted */
+	void (*on_eof)(struct conn *c);                                    /* the peer sends no more; the user decides how to go on */
+	void (*on_drained)(struct conn *c);                                /* output fell to low water after conn_send had said SEND_FULL */
+	void (*on_flushed)(struct conn *c);                                /* all output has been handed to the kernel; NULL: not wanted */
 	/* A watched descriptor is ready (see conn_watch); NULL where there are none. */
 	void (*on_ready)(struct conn *c, bool readable, bool writable);
-	void (*on_end)(struct conn *c);     /* see end_code, end_why; the descriptor is still open; c is freed afterwards */
+	void (*on_end)(struct conn *c); /* see end_code, end_why; the descriptor is still open; c is freed afterwards */
 };
 
 /* What stands between the wire and the user: TLS. Each is called for its own connection alone; none frees it. */
@@ -48,7 +48,7 @@ struct conn_filter {
 	void (*encrypt)(struct conn *c);                                 /* moves plain output into the wire's, as far as it can */
 	/* Our last word into the wire's output, once. While open, false: not yet; conn_wire_changed tells when to ask again. */
 	bool (*finish)(struct conn *c);
-	void (*resumed)(struct conn *c);                                 /* reading goes on */
+	void (*resumed)(struct conn *c); /* reading goes on */
 	void (*free)(struct conn *c);
 };
 
@@ -62,11 +62,11 @@ struct conn_source {
 	bool (*broken)(struct conn_source *s); /* can it not keep to what it has added? Asked when a write moves nothing */
 	/* All of it is with the kernel (why NULL), or c ends with that code (NULL: orderly) and why. Once, last; frees s. */
 	void (*on_end)(struct conn *c, struct conn_source *s, const char *code, const char *why);
-	bool weightless;        /* what it adds takes no memory; set before it adds the first byte */
-	bool begun, made;       /* it was asked; it has added all */
+	bool weightless;  /* what it adds takes no memory; set before it adds the first byte */
+	bool begun, made; /* it was asked; it has added all */
 	/* The rest is conn's. */
-	bool placed;            /* last is final */
-	uint64_t first, last;   /* its bytes in the count of bytes_out: from, up to */
+	bool placed;             /* last is final */
+	uint64_t first, last;    /* its bytes in the count of bytes_out: from, up to */
 	struct evbuffer *behind; /* sent since, until it is made; NULL: nothing */
 	struct conn_source *next;
 };
@@ -122,61 +122,61 @@ enum conn_reading { READING_OFF, READING_DATA, READING_ERRORS };
 struct conn {
 	struct conns *conns;
 	const struct conn_events *events;
-	void *user;                  /* the user's; NULL: nobody is to be told any more */
-	struct bufferevent *bev;     /* output and write readiness */
-	struct evbuffer *output;     /* bev's: bytes for the wire */
-	struct evbuffer *plain;      /* with a filter: what it has not taken yet, else NULL */
-	const struct conn_filter *filter; /* NULL: none */
-	void *filter_data;           /* the filter's */
+	void *user;                             /* the user's; NULL: nobody is to be told any more */
+	struct bufferevent *bev;                /* output and write readiness */
+	struct evbuffer *output;                /* bev's: bytes for the wire */
+	struct evbuffer *plain;                 /* with a filter: what it has not taken yet, else NULL */
+	const struct conn_filter *filter;       /* NULL: none */
+	void *filter_data;                      /* the filter's */
 	const struct conn_transport *transport; /* NULL: a stream */
-	void *transport_data;        /* the transport's */
-	const struct conn_keeper *keeper; /* NULL: nobody */
-	void *keeper_data;           /* the keeper's */
-	const struct conn_tap *tap;  /* of relay and feeder; NULL where there never was one */
-	struct relay *relay;         /* takes its input, NULL: the user does */
-	struct relay *feeder;        /* fills its output, NULL: nobody but the user */
-	uint64_t relayed;            /* bytes that the relay has taken, since it was put in place */
+	void *transport_data;                   /* the transport's */
+	const struct conn_keeper *keeper;       /* NULL: nobody */
+	void *keeper_data;                      /* the keeper's */
+	const struct conn_tap *tap;             /* of relay and feeder; NULL where there never was one */
+	struct relay *relay;                    /* takes its input, NULL: the user does */
+	struct relay *feeder;                   /* fills its output, NULL: nobody but the user */
+	uint64_t relayed;                       /* bytes that the relay has taken, since it was put in place */
 	struct event read_event;
-	int fd;                      /* -1 while connecting */
-	struct adopted *adopted;     /* what fd is where it was adopted, else NULL */
-	struct timer *always;        /* rings while fd, which the poller refuses, is waited for; NULL: the poller tells */
-	bool watch_only;             /* no bytes: stands for a watch, on fd or on something else */
+	int fd;                                /* -1 while connecting */
+	struct adopted *adopted;               /* what fd is where it was adopted, else NULL */
+	struct timer *always;                  /* rings while fd, which the poller refuses, is waited for; NULL: the poller tells */
+	bool watch_only;                       /* no bytes: stands for a watch, on fd or on something else */
 	bool notify_readable, notify_writable; /* of a watched fd: what on_ready is wanted for */
 	enum conn_state state;
 	enum conn_reading reading;
-	bool is_socket;              /* else a pipe or a terminal: read instead of recv */
-	bool writing;                /* bev waits for write readiness */
+	bool is_socket; /* else a pipe or a terminal: read instead of recv */
+	bool writing;   /* bev waits for write readiness */
 	bool paused;
-	bool held;                   /* does not read: whoever takes its input has no room */
-	bool eof_relayed;            /* a relay has passed the peer's end on: the connection goes on for its output */
-	bool eof;                    /* the peer's end has been seen */
-	bool shut_asked, shut;       /* FIN asked for; sent */
-	bool filter_finished;        /* the filter has had its last word */
-	bool finishing;              /* conn_finish was called */
-	bool parked;                 /* ended, and kept until conn_release */
-	bool full;                   /* above high water, on_drained is owed */
-	bool dirty;                  /* in the list of those to write at the turn's end */
-	bool unsent;                 /* the user has sent bytes that are not all with the kernel yet */
-	bool lost;                   /* such bytes were dropped by a write that failed */
-	int write_error;             /* errno of a write that failed while input may still be waiting, 0 if none */
-	struct flow flow;            /* limits; times are of the monotonic clock */
-	uint64_t last_io_ns;         /* when a byte last moved */
+	bool held;             /* does not read: whoever takes its input has no room */
+	bool eof_relayed;      /* a relay has passed the peer's end on: the connection goes on for its output */
+	bool eof;              /* the peer's end has been seen */
+	bool shut_asked, shut; /* FIN asked for; sent */
+	bool filter_finished;  /* the filter has had its last word */
+	bool finishing;        /* conn_finish was called */
+	bool parked;           /* ended, and kept until conn_release */
+	bool full;             /* above high water, on_drained is owed */
+	bool dirty;            /* in the list of those to write at the turn's end */
+	bool unsent;           /* the user has sent bytes that are not all with the kernel yet */
+	bool lost;             /* such bytes were dropped by a write that failed */
+	int write_error;       /* errno of a write that failed while input may still be waiting, 0 if none */
+	struct flow flow;      /* limits; times are of the monotonic clock */
+	uint64_t last_io_ns;   /* when a byte last moved */
 	uint64_t opened_ns;
 	uint64_t bytes_in, bytes_out;
-	size_t queued;               /* bytes in output and plain, and behind sources */
-	size_t wire_queued;          /* of them in output; with a transport: items that could be written now */
-	size_t weightless;           /* of those the ones that take no memory */
-	size_t weight;               /* bytes queued that do take memory */
-	size_t behind;               /* bytes behind sources */
+	size_t queued;                             /* bytes in output and plain, and behind sources */
+	size_t wire_queued;                        /* of them in output; with a transport: items that could be written now */
+	size_t weightless;                         /* of those the ones that take no memory */
+	size_t weight;                             /* bytes queued that do take memory */
+	size_t behind;                             /* bytes behind sources */
 	struct conn_source *sources, *last_source; /* in the order of sending, until all of each is with the kernel */
-	struct conn_source *filling; /* the first that is not made, NULL: none */
-	struct timer idle;           /* checks last_io_ns, re-arms for the rest */
-	struct timer deadline;       /* connecting, or flushing and lingering */
-	const char *end_code;        /* symbol such as "ECONNRESET", NULL for an orderly end; static */
-	const char *end_why;         /* in words */
-	char *end_text;              /* end_why where it had to be made */
-	struct addr peer;            /* length 0: unknown */
-	struct addr *local;          /* where a PROXY header says that the client connected to, NULL: ask the socket */
+	struct conn_source *filling;               /* the first that is not made, NULL: none */
+	struct timer idle;                         /* checks last_io_ns, re-arms for the rest */
+	struct timer deadline;                     /* connecting, or flushing and lingering */
+	const char *end_code;                      /* symbol such as "ECONNRESET", NULL for an orderly end; static */
+	const char *end_why;                       /* in words */
+	char *end_text;                            /* end_why where it had to be made */
+	struct addr peer;                          /* length 0: unknown */
+	struct addr *local;                        /* where a PROXY header says that the client connected to, NULL: ask the socket */
 	struct conn *next_dirty, *next_ending;
 	struct conn *previous, *next; /* all of the loop's */
 };
@@ -186,11 +186,11 @@ struct conns {
 	struct loop *loop;
 	struct conn *all;
 	size_t count;
-	uint64_t last_signature;     /* given to a connection's user; never twice in a process */
-	size_t queued, max_queued;   /* unsent bytes of all of them, and their limit */
-	struct conn *dirty, **dirty_end;   /* lists in the order of marking */
+	uint64_t last_signature;         /* given to a connection's user; never twice in a process */
+	size_t queued, max_queued;       /* unsent bytes of all of them, and their limit */
+	struct conn *dirty, **dirty_end; /* lists in the order of marking */
 	struct conn *ending, **ending_end;
-	struct loop_hook at_end;     /* flush and reap */
+	struct loop_hook at_end; /* flush and reap */
 };
 
 struct conns *conns_new(struct loop *loop, size_t max_queued) __attribute__((warn_unused_result));

@@ -17,12 +17,12 @@ struct connector;
 typedef void connector_done(void *data, int fd, const struct addr *peer, const char *code, const char *why);
 
 /* Connects to host and port; bind (NULL: any) is the local address. on_done never comes before this function has returned. */
-struct connector *connector_start(struct loop *loop, struct resolver *resolver, const char *host, uint16_t port,
-	const struct addr *bind, connector_done *on_done, void *data) __attribute__((warn_unused_result));
+struct connector *connector_start(struct loop *loop, struct resolver *resolver, const char *host, uint16_t port, const struct addr *bind,
+                                  connector_done *on_done, void *data) __attribute__((warn_unused_result));
 
 /* The same for an address. */
 struct connector *connector_start_addr(struct loop *loop, const struct addr *to, const struct addr *bind, connector_done *on_done,
-	void *data) __attribute__((warn_unused_result));
+                                       void *data) __attribute__((warn_unused_result));
 
 /* Gives up; on_done will not be called. */
 void connector_cancel(struct connector *k);

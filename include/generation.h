@@ -19,19 +19,19 @@ struct dialer {
 	struct lua_class class;
 	struct tls_context *tls; /* NULL: plain */
 	char *handler;
-	struct lua_conn *lc;  /* NULL between two */
+	struct lua_conn *lc; /* NULL between two */
 	struct timer retry;
-	bool stopped;         /* dials no more */
+	bool stopped; /* dials no more */
 };
 
 /* A listen block of datagrams: keeps an instance of its handler on the listener's socket. */
 struct receiver {
 	struct generation *generation;
 	const struct listen_conf *conf;
-	struct listener *l;   /* set by whoever keeps the listeners */
-	struct lua_conn *lc;  /* NULL: none now */
+	struct listener *l;  /* set by whoever keeps the listeners */
+	struct lua_conn *lc; /* NULL: none now */
 	struct timer retry;
-	bool stopped;         /* makes no more */
+	bool stopped; /* makes no more */
 };
 
 /* A configuration that several generations may share. */
@@ -44,14 +44,14 @@ struct generation {
 	struct runtime *runtime;
 	uint64_t number;
 	struct shared_config *shared;
-	struct config *config;           /* shared's */
+	struct config *config; /* shared's */
 	struct vm *vm;
-	struct lua_acceptor *acceptors;  /* one a listen block, in the config's order */
-	struct receiver *receivers;      /* one a listen block, in use for udp:// alone */
-	struct dialer *dialers;          /* one a connect block */
-	struct timer deadline;           /* the end of a retired one's connections */
-	bool exhausted;                  /* its memory is full */
-	unsigned turns;                  /* since it took over, as far as they matter */
+	struct lua_acceptor *acceptors; /* one a listen block, in the config's order */
+	struct receiver *receivers;     /* one a listen block, in use for udp:// alone */
+	struct dialer *dialers;         /* one a connect block */
+	struct timer deadline;          /* the end of a retired one's connections */
+	bool exhausted;                 /* its memory is full */
+	unsigned turns;                 /* since it took over, as far as they matter */
 	struct generation *older;
 };
 
@@ -62,7 +62,8 @@ void shared_config_release(struct shared_config *shared);
 /* Loads the handlers of a configuration into a new VM. NULL when anything is wrong; all of it is in problems. is_script: for
  * reactord run. */
 struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, uint64_t number, bool is_script,
-	const struct vm_host *host, void *host_data, struct problems *problems) __attribute__((warn_unused_result));
+                                  const struct vm_host *host, void *host_data, struct problems *problems)
+	__attribute__((warn_unused_result));
 
 /* Frees one whose connections have all ended. */
 void generation_free(struct generation *g);

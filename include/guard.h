@@ -11,17 +11,17 @@
 #include <time.h>
 
 #define GUARD_MIN_NS 1000000u /* shorter limits are this long: the ticks themselves take time */
-#define GUARD_TICKS 4 /* ticks that make up the limit; an overrun is seen between the limit and a tick more */
+#define GUARD_TICKS 4         /* ticks that make up the limit; an overrun is seen between the limit and a tick more */
 
 struct guard {
-	volatile uint64_t serial;        /* number of the callback that runs or ran last */
-	void *volatile subject;          /* whose callback runs; NULL: none */
-	volatile bool armed;             /* the timer will tick */
-	volatile uint64_t seen_serial;   /* serial at the last tick */
-	volatile int seen_ticks;         /* how many ticks have seen it */
+	volatile uint64_t serial;          /* number of the callback that runs or ran last */
+	void *volatile subject;            /* whose callback runs; NULL: none */
+	volatile bool armed;               /* the timer will tick */
+	volatile uint64_t seen_serial;     /* serial at the last tick */
+	volatile int seen_ticks;           /* how many ticks have seen it */
 	void (*on_overrun)(void *subject); /* async-signal-safe; called once for a callback */
 	timer_t timer;
-	uint64_t tick_ns;                /* 0: no limit */
+	uint64_t tick_ns; /* 0: no limit */
 };
 
 /* Makes the guard of the calling thread, or NULL with errno. Not inherited over fork. */

@@ -13,9 +13,9 @@
 #include "preface.h"
 #include "timer.h"
 
-#define LISTENER_BATCH 64              /* connections accepted in one pass at most */
+#define LISTENER_BATCH 64               /* connections accepted in one pass at most */
 #define LISTENER_HEADER_NS 10000000000u /* for a PROXY header, where TLS has no limit of its own */
-#define LISTENER_RETRY_NS 100000000u   /* wait after an accept that failed for want of descriptors or memory */
+#define LISTENER_RETRY_NS 100000000u    /* wait after an accept that failed for want of descriptors or memory */
 
 struct address_count;
 struct activation_socket;
@@ -23,39 +23,41 @@ struct activation_socket;
 struct listener {
 	struct loop *loop;
 	struct event *event;
-	int fd;                      /* -1 once closed */
+	int fd; /* -1 once closed */
 	struct addr local;
-	char *url;                   /* as configured, in its canonical spelling */
-	char *name;                  /* the same with the port that the system picked */
-	char *unlink_path;           /* socket file to remove at the end, NULL if none */
-	dev_t unlink_device;         /* which file that is: another server may have put its own there meanwhile */
+	char *url;           /* as configured, in its canonical spelling */
+	char *name;          /* the same with the port that the system picked */
+	char *unlink_path;   /* socket file to remove at the end, NULL if none */
+	dev_t unlink_device; /* which file that is: another server may have put its own there meanwhile */
 	ino_t unlink_inode;
 	uint64_t max_connections, max_per_address; /* 0: no limit */
-	uint64_t live;               /* accepted and not yet released */
-	struct address_count *addresses; /* uthash */
-	bool paused;                 /* by its user */
-	bool starved;                /* waits for retry */
-	bool watched;                /* accepting */
-	bool busy;                   /* in its batch: must not be freed */
-	bool datagrams;              /* nothing to accept: it keeps the socket for those who receive on a duplicate of it */
+	uint64_t live;                             /* accepted and not yet released */
+	struct address_count *addresses;           /* uthash */
+	bool paused;                               /* by its user */
+	bool starved;                              /* waits for retry */
+	bool watched;                              /* accepting */
+	bool busy;                                 /* in its batch: must not be freed */
+	bool datagrams;                            /* nothing to accept: it keeps the socket for those who receive on a duplicate of it */
 	struct timer retry;
-	uint64_t told_ns;            /* when the log last heard of starvation */
+	uint64_t told_ns;                                                       /* when the log last heard of starvation */
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer); /* takes fd over */
 	void *user;
-	struct network *proxies;     /* from where connections come with a PROXY header, and from nowhere else; none: without one */
+	struct network *proxies; /* from where connections come with a PROXY header, and from nowhere else; none: without one */
 	size_t proxy_count;
-	struct prefaces prefaces;    /* those that have not said it yet; they are among the live */
+	struct prefaces prefaces;        /* those that have not said it yet; they are among the live */
 	const struct proxyproto *header; /* during on_accept: what it said, or NULL */
 	struct activation_socket *given; /* what it works on a duplicate of, NULL: a socket of its own */
 };
 
 /* Opens a listener as its block says, or takes a socket that the process was started with (fd://). NULL with errno and the reason in *why (caller frees): "listen tcp://…: Address already in use". */
 struct listener *listener_open(struct loop *loop, const struct listen_conf *conf,
-	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
+                               void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+	__attribute__((warn_unused_result));
 
 /* The same on a descriptor that listens already, which becomes the listener's; only conf's limits count, its URL is a name. */
 struct listener *listener_adopt(struct loop *loop, const struct listen_conf *conf, int fd,
-	void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why) __attribute__((warn_unused_result));
+                                void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
+	__attribute__((warn_unused_result));
 /* Binds (and for streams listens) as a block says: the descriptor, or -1 with errno and the reason in *why (caller frees). */
 int listener_bind(const struct listen_conf *conf, struct addr *a, char **why) __attribute__((warn_unused_result));
 

@@ -32,8 +32,8 @@ struct activation;
 
 struct loop {
 	struct event_base *base;
-	struct stats *stats;         /* borrowed */
-	struct timers *timers;       /* timer.c's */
+	struct stats *stats;           /* borrowed */
+	struct timers *timers;         /* timer.c's */
 	struct activation *activation; /* sockets that the process was started with; borrowed */
 	struct loop_hook *hooks[STAGE_COUNT];
 	struct loop_hook *following; /* hook that runs next, so that one may remove itself or its successor */

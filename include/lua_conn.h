@@ -34,37 +34,37 @@ struct lua_child {
 
 /* The handle: born without a connection, with one while it lives, without one afterwards. */
 struct lua_conn {
-	struct vm_subject subject;  /* self_ref: the instance, LUA_NOREF once unbound */
+	struct vm_subject subject; /* self_ref: the instance, LUA_NOREF once unbound */
 	struct vm *vm;
-	int handle_ref;             /* registry: this handle, for as long as self_ref is held */
-	struct conn *c;             /* NULL once unbound */
-	struct conn *again;         /* made by reconnect within unbind; takes c's place */
-	struct connector *connector; /* while connecting */
-	struct listener *listener;  /* that accepted it, until its release */
-	const char *label;          /* URL of its listener or target, for the log */
-	char *own_label;            /* the target's, from vm_keep */
-	char *handler;              /* name of its handler for the log, or NULL; borrowed for the VM's lifetime */
-	struct tls_context *tls;    /* of a tls:// connection: used again by reconnect; else NULL */
-	int proxy_version;          /* of the PROXY header that an outgoing connection begins with, 0: none */
+	int handle_ref;                   /* registry: this handle, for as long as self_ref is held */
+	struct conn *c;                   /* NULL once unbound */
+	struct conn *again;               /* made by reconnect within unbind; takes c's place */
+	struct connector *connector;      /* while connecting */
+	struct listener *listener;        /* that accepted it, until its release */
+	const char *label;                /* URL of its listener or target, for the log */
+	char *own_label;                  /* the target's, from vm_keep */
+	char *handler;                    /* name of its handler for the log, or NULL; borrowed for the VM's lifetime */
+	struct tls_context *tls;          /* of a tls:// connection: used again by reconnect; else NULL */
+	int proxy_version;                /* of the PROXY header that an outgoing connection begins with, 0: none */
 	struct lua_conn_names *proxy_for; /* whose addresses it tells, NULL: its own */
-	char *hostname;             /* whom it was to be connected to, NULL: nobody by name */
+	char *hostname;                   /* whom it was to be connected to, NULL: nobody by name */
 	uint64_t signature;
 	uint64_t connect_timeout_ns;
-	struct lua_timer *timers;   /* its own, cancelled at unbind */
+	struct lua_timer *timers; /* its own, cancelled at unbind */
 	void (*cancel_timers)(struct lua_conn *lc);
 	struct lua_sending *sendings; /* datagrams that wait for their destination's address, given up at unbind */
 	void (*cancel_sendings)(struct lua_conn *lc);
-	char *listens;              /* URL of a datagram server as it was asked for; NULL: it is none */
-	const char *end_code;       /* of the last connection, for on_unbound */
-	bool end_used;              /* a byte or datagram had moved on it */
-	struct lua_conn_names *names; /* after the end */
+	char *listens;                                       /* URL of a datagram server as it was asked for; NULL: it is none */
+	const char *end_code;                                /* of the last connection, for on_unbound */
+	bool end_used;                                       /* a byte or datagram had moved on it */
+	struct lua_conn_names *names;                        /* after the end */
 	void (*on_unbound)(struct lua_conn *lc, void *data); /* told once, when it has ended for good; NULL: nobody */
 	void *on_unbound_data;
-	struct lua_child *child;    /* whose input and output it is; NULL: no child's */
-	uint64_t relayed;           /* after the end: bytes that its relay had passed on */
+	struct lua_child *child; /* whose input and output it is; NULL: no child's */
+	uint64_t relayed;        /* after the end: bytes that its relay had passed on */
 	bool outgoing, unbinding;
-	bool eof_unheard;           /* a relay has passed the peer's end on, and the handler has no receive_eof */
-	bool has_listeners;         /* em.EventEmitter's are in the uservalue */
+	bool eof_unheard;                 /* a relay has passed the peer's end on, and the handler has no receive_eof */
+	bool has_listeners;               /* em.EventEmitter's are in the uservalue */
 	struct lua_conn *previous, *next; /* all of the VM's */
 };
 
@@ -128,7 +128,7 @@ extern const struct tls_events lua_conn_tls_events;
 
 /* Accepts for a class: makes the instance and runs its first callbacks; then the body accepted, unless it is NULL. */
 void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct flow *flow, char *handler, struct listener *l, int fd,
-	const struct addr *peer, struct tls_context *tls, lua_CFunction accepted, void *server);
+                     const struct addr *peer, struct tls_context *tls, lua_CFunction accepted, void *server);
 
 /* Ends every connection of a VM: orderly, after flushing what is queued if flush is set. */
 void lua_conn_end_all(struct vm *vm, const char *why, bool flush);

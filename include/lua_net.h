@@ -12,8 +12,8 @@ struct lua_acceptor {
 	struct lua_class class;
 	struct flow flow;
 	struct tls_context *tls; /* NULL: plain; a use of it */
-	char *handler;          /* name for the log, or NULL */
-	lua_CFunction accepted; /* after post_init, or NULL */
+	char *handler;           /* name for the log, or NULL */
+	lua_CFunction accepted;  /* after post_init, or NULL */
 	void *server;
 };
 
@@ -24,8 +24,8 @@ void lua_net_on_accept(struct listener *l, int fd, const struct addr *peer);
 void lua_net_open(lua_State *L);
 
 /* Starts the connection of a connect block; NULL when it could not even be made (logged). */
-struct lua_conn *lua_net_connect(struct vm *vm, const struct connect_conf *conf, const struct lua_class *class,
-	struct tls_context *tls, char *handler);
+struct lua_conn *lua_net_connect(struct vm *vm, const struct connect_conf *conf, const struct lua_class *class, struct tls_context *tls,
+                                 char *handler);
 
 /* Ends a VM's own servers. With an heir their listeners wait, without accepting, for its start_server on the same addresses. */
 void lua_net_close_servers(struct vm *vm, struct vm *heir);

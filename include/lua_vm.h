@@ -41,9 +41,9 @@ struct vm_subject {
 /* What a VM asks of whoever runs it. */
 struct vm_host {
 	void (*on_stop)(struct vm *vm, double drain_s, int status); /* a script called em.stop; each < 0: not given */
-	void (*on_exhausted)(struct vm *vm); /* its memory is full of live data */
-	void (*on_uncaught)(struct vm *vm);  /* an error that belongs to no connection, without an error handler; NULL: log only */
-	bool (*stopping)(struct vm *vm);     /* is the process on its way out? */
+	void (*on_exhausted)(struct vm *vm);                        /* its memory is full of live data */
+	void (*on_uncaught)(struct vm *vm); /* an error that belongs to no connection, without an error handler; NULL: log only */
+	bool (*stopping)(struct vm *vm);    /* is the process on its way out? */
 };
 
 struct vm_options {
@@ -56,52 +56,52 @@ struct vm_options {
 	struct tls_contexts *tls;
 	const struct vm_host *host;
 	void *host_data;
-	const struct config *config;  /* limits, folders, paths; borrowed while the VM lives */
-	const char *script_dir;       /* searched first by require; NULL: none */
-	const char *library_dir;      /* the shipped handlers and em/ */
-	bool is_script;               /* reactord run: print writes to standard output, nothing is "loading" */
+	const struct config *config; /* limits, folders, paths; borrowed while the VM lives */
+	const char *script_dir;      /* searched first by require; NULL: none */
+	const char *library_dir;     /* the shipped handlers and em/ */
+	bool is_script;              /* reactord run: print writes to standard output, nothing is "loading" */
 	uint64_t generation;
 };
 
 struct vm {
-	lua_State *L;          /* the main thread: errors are reported on it */
-	lua_State *callback;   /* the coroutine that callbacks run on, so that a hook can end them by yielding */
-	int callback_ref;      /* keeps it */
-	lua_State *running;    /* the coroutine that runs now, for the time limit's hook */
-	lua_State *body;       /* a script's body while it has not ended, NULL in the daemon */
-	int body_ref;          /* keeps it */
-	bool in_run;           /* the body is in em.run */
-	bool waiting;          /* ... suspended until the loop has stopped */
+	lua_State *L;        /* the main thread: errors are reported on it */
+	lua_State *callback; /* the coroutine that callbacks run on, so that a hook can end them by yielding */
+	int callback_ref;    /* keeps it */
+	lua_State *running;  /* the coroutine that runs now, for the time limit's hook */
+	lua_State *body;     /* a script's body while it has not ended, NULL in the daemon */
+	int body_ref;        /* keeps it */
+	bool in_run;         /* the body is in em.run */
+	bool waiting;        /* ... suspended until the loop has stopped */
 	struct vm_options options;
-	unsigned depth;        /* callbacks entered and not left */
-	struct vm_call *call;  /* the one that runs, NULL: none */
-	volatile bool overrun; /* the running callback has used up its time and must end */
+	unsigned depth;              /* callbacks entered and not left */
+	struct vm_call *call;        /* the one that runs, NULL: none */
+	volatile bool overrun;       /* the running callback has used up its time and must end */
 	size_t memory, memory_limit; /* bytes */
-	bool exhausted;        /* told the host */
-	bool loading;          /* handler files load: nothing may be opened */
-	bool retired;          /* a newer generation has taken over */
-	bool closing;          /* what it has open is being ended: nothing is opened any more */
-	bool ending;           /* the state is being closed */
+	bool exhausted;              /* told the host */
+	bool loading;                /* handler files load: nothing may be opened */
+	bool retired;                /* a newer generation has taken over */
+	bool closing;                /* what it has open is being ended: nothing is opened any more */
+	bool ending;                 /* the state is being closed */
 	bool in_error_handler;
 	int error_handler_ref, hooks_ref;
-	int ticks_ref;         /* array of functions, from first_tick up to next_tick - 1 */
+	int ticks_ref; /* array of functions, from first_tick up to next_tick - 1 */
 	lua_Integer first_tick, next_tick;
-	struct loop_hook tick; /* runs them */
-	uint64_t references;   /* registry references held */
-	struct vm_block *kept;      /* memory that goes with the VM */
-	struct lua_conn *conns;     /* all of this VM's */
+	struct loop_hook tick;  /* runs them */
+	uint64_t references;    /* registry references held */
+	struct vm_block *kept;  /* memory that goes with the VM */
+	struct lua_conn *conns; /* all of this VM's */
 	struct lua_server *servers;
 	struct lua_timer *timers;
 	struct lua_signal *signals;
-	struct lua_timer *firing;   /* the one whose function runs, NULL: none */
+	struct lua_timer *firing; /* the one whose function runs, NULL: none */
 	size_t conn_count, server_count, timer_count;
-	const void *conn_meta; /* identity of the handle's metatable, see lua_conn.c */
-	int connection_ref;    /* em.Connection */
-	int metas_ref;         /* class -> metatable of its instances */
-	int handlers_ref;      /* name -> handler */
-	struct inheritance *inherited; /* listeners of the generation before, see lua_net.c */
+	const void *conn_meta;                        /* identity of the handle's metatable, see lua_conn.c */
+	int connection_ref;                           /* em.Connection */
+	int metas_ref;                                /* class -> metatable of its instances */
+	int handlers_ref;                             /* name -> handler */
+	struct inheritance *inherited;                /* listeners of the generation before, see lua_net.c */
 	struct socket_inheritance *inherited_sockets; /* and its datagram sockets, see lua_udp.c */
-	struct lua_lookup *lookups; /* of names, under way, see lua_dns.c */
+	struct lua_lookup *lookups;                   /* of names, under way, see lua_dns.c */
 };
 
 /* The VM of a Lua thread. */
@@ -124,9 +124,9 @@ void vm_start(struct vm *vm);
 
 /* A call into the VM. */
 struct vm_call {
-	lua_CFunction body;   /* gets argument as a light userdata; may raise; calls scripts by vm_call_script alone */
+	lua_CFunction body; /* gets argument as a light userdata; may raise; calls scripts by vm_call_script alone */
 	void *argument;
-	const char *callback; /* its name for the log, or NULL */
+	const char *callback;       /* its name for the log, or NULL */
 	struct vm_subject *subject; /* whose it is, or NULL; body may set it later */
 };
 

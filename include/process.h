@@ -65,8 +65,7 @@ struct process_events {
 
 /* The children of a loop. Ours get descriptor_limit as soft RLIMIT_NOFILE: what we have raised for ourselves is not for them.
  * processes_free kills those that are left. watches hears of each child's end. */
-struct processes *processes_new(struct loop *loop, rlim_t descriptor_limit, struct watches *watches)
-	__attribute__((warn_unused_result));
+struct processes *processes_new(struct loop *loop, rlim_t descriptor_limit, struct watches *watches) __attribute__((warn_unused_result));
 void processes_free(struct processes *set);
 
 /* Starts a child: NULL with a reason (caller frees) and errno. Of ours it inherits nothing but the environment, the limits, standard

@@ -10,10 +10,10 @@
 #include "addr.h"
 #include "loop.h"
 
-#define RESOLVER_MAX_LOOKUPS 10000        /* under way at once; one more fails with EAI_AGAIN */
-#define RESOLVER_TIMEOUT_NS 20000000000u  /* for a whole look-up */
-#define RESOLVER_TRY_MS 1500              /* for the first question to a server; doubled with each round, later answers count too */
-#define RESOLVER_TRIES 3                  /* questions to each server */
+#define RESOLVER_MAX_LOOKUPS 10000       /* under way at once; one more fails with EAI_AGAIN */
+#define RESOLVER_TIMEOUT_NS 20000000000u /* for a whole look-up */
+#define RESOLVER_TRY_MS 1500             /* for the first question to a server; doubled with each round, later answers count too */
+#define RESOLVER_TRIES 3                 /* questions to each server */
 
 struct resolver;
 struct lookup;
@@ -31,8 +31,8 @@ void resolver_set_servers(struct resolver *r, const char *servers);
  * count 0 with code ("EAI_NONAME", "EAI_AGAIN", …) and why, both static. The addresses are valid during the call. Returns a handle for
  * resolver_cancel, or NULL when on_done has been called already. */
 struct lookup *resolver_lookup(struct resolver *r, const char *host, uint16_t port, int family, const char *servers,
-	void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why), void *data)
-	__attribute__((warn_unused_result));
+                               void (*on_done)(void *data, const struct addr *addresses, size_t count, const char *code, const char *why),
+                               void *data) __attribute__((warn_unused_result));
 
 /* Its on_done will not be called. */
 void resolver_cancel(struct lookup *lookup);

@@ -8,8 +8,8 @@
 #include "config.h"
 #include "conn.h"
 #include "guard.h"
-#include "lua_vm.h"
 #include "loop.h"
+#include "lua_vm.h"
 #include "process.h"
 #include "resolver.h"
 #include "stats.h"
@@ -26,7 +26,7 @@ struct runtime {
 	struct guard *guard;
 	struct activation *activation;
 	struct tls_contexts *tls;
-	char *library_dir;     /* shipped handlers and em/ */
+	char *library_dir; /* shipped handlers and em/ */
 };
 
 /* Makes it; false with a reason (caller frees). */

@@ -13,10 +13,10 @@ struct service_options {
 	const char *config_path;          /* NULL: handler on urls instead */
 	const struct override *overrides; /* of the command line */
 	size_t override_count;
-	const char *handler;              /* reactord run HANDLER -l URL: the handler's file */
+	const char *handler; /* reactord run HANDLER -l URL: the handler's file */
 	char *const *urls;
 	size_t url_count;
-	bool detached;                    /* tell ready_fd and close the terminal */
+	bool detached; /* tell ready_fd and close the terminal */
 	int ready_fd;
 };
 

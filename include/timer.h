@@ -12,9 +12,9 @@
 #include "loop.h"
 
 struct timer {
-	uint64_t due_ns;           /* CLOCK_MONOTONIC */
-	uint64_t sequence;         /* order of starting, decides ties */
-	size_t place;              /* in the heap, from 1; 0: not waiting */
+	uint64_t due_ns;             /* CLOCK_MONOTONIC */
+	uint64_t sequence;           /* order of starting, decides ties */
+	size_t place;                /* in the heap, from 1; 0: not waiting */
 	void (*on_fire)(void *data); /* the timer is not waiting any more and may be started again or freed */
 	void *data;
 };

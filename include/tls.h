@@ -17,16 +17,16 @@ struct tls_context {
 	SSL_CTX *ctx;
 	struct tls_contexts *contexts;
 	bool server;
-	bool verify;             /* the peer must present a chain that holds */
-	bool verify_name;        /* and, on a client, be whom we called */
-	char *verify_hostname;   /* that name; NULL: the one given to connect */
-	char *sni_hostname;      /* NULL: the one given to connect */
+	bool verify;           /* the peer must present a chain that holds */
+	bool verify_name;      /* and, on a client, be whom we called */
+	char *verify_hostname; /* that name; NULL: the one given to connect */
+	char *sni_hostname;    /* NULL: the one given to connect */
 	uint64_t handshake_timeout_ns;
-	struct trust *trust;     /* NULL: asks nobody for a certificate */
-	struct tls_sni *sni;     /* server: certificates by name */
-	unsigned char *alpn;     /* server: protocols in the wire's form */
+	struct trust *trust; /* NULL: asks nobody for a certificate */
+	struct tls_sni *sni; /* server: certificates by name */
+	unsigned char *alpn; /* server: protocols in the wire's form */
 	unsigned alpn_length;
-	char *key;               /* of the cache */
+	char *key; /* of the cache */
 	unsigned users;
 	struct tls_context *next;
 };

@@ -356,8 +356,8 @@ static void load_report(const struct load *load)
 
 	if (load->phase != DRAIN) /* every connection failed before the end: there is nothing to report but that */
 		seconds = 0, messages = 0;
-	printf("{\"connections\":%zu,\"size\":%zu,\"depth\":%zu,\"seconds\":%.4f,\"messages\":%" PRIu64 ",\"rate\":%.1f",
-	       load->o.connections, load->o.size, load->o.depth, seconds, messages, seconds > 0 ? (double)messages / seconds : 0);
+	printf("{\"connections\":%zu,\"size\":%zu,\"depth\":%zu,\"seconds\":%.4f,\"messages\":%" PRIu64 ",\"rate\":%.1f", load->o.connections,
+	       load->o.size, load->o.depth, seconds, messages, seconds > 0 ? (double)messages / seconds : 0);
 	printf(",\"bytes\":%" PRIu64 ",\"errors\":%" PRIu64, seconds > 0 ? to->bytes - from->bytes : 0, load->errors);
 	printf(",\"generator_cpu_us\":%" PRId64, seconds > 0 ? to->generator_us - from->generator_us : 0);
 	if (load->o.server_pid)

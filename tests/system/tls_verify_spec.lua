@@ -336,14 +336,15 @@ describe("a resumed session", function()
     end
     local d = t.start { config = config }
     for _, version in ipairs { "-tls1_2", "-tls1_3" } do
-      local function connect(port, flag)
-        return t.run { "sh", "-c", ("(echo hello; sleep 0.3) | openssl s_client -connect 127.0.0.1:%d %s -cert %s -key %s %s %s -ign_eof -quiet & p=$!; sleep 0.5; kill $p")
-          :format(port, version, client.cert, client.key, flag, t.path("session" .. version)) }.out
+      local function resume(port, flag)
+        local client_command = ("openssl s_client -connect 127.0.0.1:%d %s -cert %s -key %s %s %s -ign_eof -quiet"):format(port, version,
+          client.cert, client.key, flag, t.path("session" .. version))
+        return t.run({ "sh", "-c", ("(echo hello; sleep 0.3) | %s & p=$!; sleep 0.5; kill $p"):format(client_command) }).out
       end
-      assert.matches("hello", connect(lax, "-sess_out"))
-      assert.matches("hello", connect(lax, "-sess_in"))
+      assert.matches("hello", resume(lax, "-sess_out"))
+      assert.matches("hello", resume(lax, "-sess_in"))
       local mark = d:mark()
-      assert.is_nil(connect(strict, "-sess_in"):find("hello", 1, true), version)
+      assert.is_nil(resume(strict, "-sess_in"):find("hello", 1, true), version)
       d:wait_log("asked 1", 10, mark)
     end
     d:stop()
