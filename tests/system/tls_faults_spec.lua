@@ -86,8 +86,8 @@ describe("TLS with bad peers", function()
 
   it("bounds the handshake in all, however busy a trickler keeps it", function()
     start "handshake_timeout = 0.5"
-    local c = t.connect(port)
     local begun = t.sys.now()
+    local c = t.connect(port)
     c:send "\22\3\1\2\0\1\0"
     local closed = false
     while not closed and t.sys.now() < begun + t.seconds(5) do
