@@ -255,23 +255,21 @@ void vm_open_callbacks(lua_State *L)
 	lua_call(L, 0, 0);
 }
 
-/*
- * Clears the callback coroutine after a failure. Its pending __close are run under the same time limit; but an error that our hook has
- * raised leaves the coroutine with its hooks off, so that they would have no limit: it is given up then, with what it had to close.
- */
-static void clear_callback(struct vm *vm, int status)
+/* Clears the callback coroutine after a failure; its pending __close are run under the same time limit. */
+static void clear_callback(struct vm *vm)
 {
-	if (vm->overrun && status != LUA_YIELD) {
-		lua_sethook(vm->L, NULL, 0, 0); /* a new coroutine takes over its maker's hook */
-		lua_pushcfunction(vm->L, make_callback_coroutine);
-		if (lua_pcall(vm->L, 0, 0, 0) == LUA_OK)
-			return;
-		lua_settop(vm->L, 0);
-	}
 	vm->running = vm->callback;
 	lua_resetthread(vm->callback);
 	vm->running = vm->L;
 	lua_settop(vm->callback, 0);
+}
+
+/* Puts a new callback coroutine in the place of one that can not be used again. */
+static void replace_callback(struct vm *vm)
+{
+	lua_pushcfunction(vm->L, make_callback_coroutine);
+	if (lua_pcall(vm->L, 0, 0, 0) != LUA_OK)
+		mem_exhausted(); /* despite the reserve: it is the system that has none */
 }
 
 /* The outermost call: on the callback coroutine. Returns the error's text (caller frees) or NULL. */
@@ -280,6 +278,7 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 	lua_State *L = vm->callback ? vm->callback : vm->L;
 	struct failure f = {.co = L};
 	int results = 0;
+	bool is_spent = false;
 
 	guard_enter(vm->options.guard, vm);
 	vm->depth++;
@@ -307,9 +306,13 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 				f.text = mem_strdup(*out_of_memory ? "not enough memory" : "error in error handling");
 			}
 			lua_settop(vm->L, 0);
-			clear_callback(vm, f.status);
+			/* An error that our hook has raised leaves a coroutine with its hooks off: what it had to close would have no limit,
+			 * and is not run. After a yield Lua does not forget the message handler of an xpcall that was never left: it would
+			 * take what lies in that place of the stack later for the handler of the next error. */
+			is_spent = vm->overrun || f.status == LUA_YIELD;
+			if (!vm->overrun || f.status == LUA_YIELD)
+				clear_callback(vm);
 		}
-		vm->memory_limit -= REPORT_RESERVE;
 	}
 	guard_leave(vm->options.guard); /* no overrun comes up behind the next line */
 	if (vm->overrun) {
@@ -319,6 +322,10 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 		if (vm->callback)
 			lua_sethook(vm->callback, NULL, 0, 0);
 	}
+	if (is_spent)
+		replace_callback(vm);
+	if (f.status != LUA_OK)
+		vm->memory_limit -= REPORT_RESERVE;
 	vm->depth--;
 	return f.text;
 }

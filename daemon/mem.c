@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 /* Ends the process: there is no memory left, and none is needed to say so. */
-static void __attribute__((noreturn)) mem_exhausted(void)
+void mem_exhausted(void)
 {
 	static const char text[] = "reactord: out of memory\n";
 

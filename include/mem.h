@@ -8,6 +8,9 @@
 #include <stdarg.h>
 #include <stddef.h>
 
+/* Ends the process with a word on standard error: there is no memory. */
+void mem_exhausted(void) __attribute__((noreturn));
+
 /* Like malloc, calloc(1, size), realloc, strdup and strndup; the caller owns the result and releases it with free. */
 void *mem_alloc(size_t size) __attribute__((malloc, returns_nonnull, warn_unused_result));
 void *mem_zalloc(size_t size) __attribute__((malloc, returns_nonnull, warn_unused_result));

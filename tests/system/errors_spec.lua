@@ -400,6 +400,27 @@ describe("a callback that yields", function()
     assert.matches("h%.lua:8: in function", s.d:log())
     assert.matches("callbacks_stopped=0", s.d:log())
   end)
+
+  -- Lua keeps the place on the stack of the message handler: the next error would call what lies there by then.
+  it("takes the handler of an xpcall that it left with it", function()
+    local s = serve([[
+      local H = em.Connection:extend()
+      local function spy() say("called") end
+      local function fill(n, ...) if n == 0 then error("boom") end return fill(n - 1, spy, ...) end
+      function H:receive_data(data)
+        if data == "yield" then xpcall(coroutine.yield, print) end
+        if data == "loop" then xpcall(function() while true do end end, print) end
+        fill(30)
+      end
+      return H]], { config = "callback_time = 0.05" })
+    for _, way in ipairs { "yield", "loop" } do
+      s:connect():send(way):receive_end()
+      s:connect():send("x"):receive_end()
+    end
+    s.d:stop()
+    s:expects {}
+    assert.equal(2, s.d:count_log("handler error: [^\n]*h%.lua:3: boom %["))
+  end)
 end)
 
 describe("the log of scripts:", function()
