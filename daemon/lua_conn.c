@@ -90,6 +90,7 @@ static void describe(struct vm_subject *s, struct log_context *context, char pee
 	context->listener = lc->label;
 	context->handler = lc->handler;
 	context->connection = lc->signature;
+	context->level = lc->log_level;
 }
 
 /* An error in one of its callbacks ends it. */
@@ -114,6 +115,7 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 	lc->handle_ref = LUA_NOREF;
 	lc->vm = vm;
 	lc->signature = ++vm->options.conns->last_signature;
+	lc->log_level = flow->log_level;
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &handle_key);
 	lua_setmetatable(L, -2);
 	lua_rawsetp(L, -2, &handle_key);

@@ -49,6 +49,7 @@ struct lua_conn {
 	struct lua_conn_names *proxy_for; /* whose addresses it tells, NULL: its own */
 	char *hostname;                   /* whom it was to be connected to, NULL: nobody by name */
 	uint64_t signature;
+	int log_level; /* as in struct log_context */
 	uint64_t connect_timeout_ns;
 	struct lua_timer *timers; /* its own, cancelled at unbind */
 	void (*cancel_timers)(struct lua_conn *lc);

@@ -26,7 +26,8 @@ struct runtime {
 	struct guard *guard;
 	struct activation *activation;
 	struct tls_contexts *tls;
-	char *library_dir; /* shipped handlers and em/ */
+	struct timer repeats; /* when the log tells how often an event was repeated */
+	char *library_dir;    /* shipped handlers and em/ */
 };
 
 /* Makes it; false with a reason (caller frees). */
