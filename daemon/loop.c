@@ -20,6 +20,7 @@ struct loop *loop_new(struct stats *stats)
 		return NULL;
 	}
 	loop->stats = stats;
+	loop->process = loop->processes = 1;
 	loop->buffer = mem_alloc(LOOP_BUFFER_SIZE);
 	return loop;
 }
