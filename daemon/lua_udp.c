@@ -93,6 +93,7 @@ int lua_udp_listen(lua_State *L, const struct listen_conf *conf, int handler, in
 {
 	struct vm *vm = vm_of(L);
 	char text[ADDR_TEXT_SIZE], *why = NULL;
+	struct sockfile none;
 	struct addr a = {0};
 	int count = last > handler ? last - handler : 0, args = 0;
 
@@ -109,7 +110,7 @@ int lua_udp_listen(lua_State *L, const struct listen_conf *conf, int handler, in
 	int *fd = push_holder(L);
 	*fd = claim(vm, conf->url_text);
 	if (*fd < 0)
-		*fd = listener_bind(conf, &a, &why);
+		*fd = listener_bind(conf, &none, &why);
 	if (*fd < 0) {
 		int error = errno;
 		arg_failure(L, errno_code(error), "%s", why);

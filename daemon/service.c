@@ -43,7 +43,7 @@ struct service {
 	struct loop_hook at_end;
 	struct sig *watches[4];
 	int status;
-	char *pid_file;
+	struct pidfile pid_file;
 };
 
 /* em.stop in a handler: the process drains and ends. */
@@ -532,13 +532,10 @@ static bool start(struct service *s, struct config *config, struct problems *pro
 		s->ports = p;
 	}
 	free(open);
-	if (!problems->count && config->pid_file) {
-		if (pidfile_write(config->pid_file, &why)) {
-			s->pid_file = mem_strdup(config->pid_file);
-		} else {
-			problems_add(problems, "%s", why);
-			free(why);
-		}
+	if (!problems->count && config->pid_file &&
+	    (!pidfile_open(&s->pid_file, config->pid_file, -1, &why) || !pidfile_write(&s->pid_file, &why))) {
+		problems_add(problems, "%s", why);
+		free(why);
 	}
 	if (!problems->count)
 		give_away_files(s, config);
@@ -614,9 +611,7 @@ static void take_down(struct service *s)
 	if (s->runtime.loop)
 		loop_hook_remove(s->runtime.loop, STAGE_END, &s->at_end);
 	runtime_close(&s->runtime);
-	if (s->pid_file)
-		pidfile_remove(s->pid_file);
-	free(s->pid_file);
+	pidfile_close(&s->pid_file);
 }
 
 /* Serves. */
