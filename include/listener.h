@@ -27,6 +27,7 @@ struct listener {
 	struct addr local;
 	char *url;           /* as configured, in its canonical spelling */
 	char *name;          /* the same with the port that the system picked */
+	unsigned label;      /* its number in the scoreboard */
 	char *unlink_path;   /* socket file to remove at the end, NULL if none */
 	dev_t unlink_device; /* which file that is: another server may have put its own there meanwhile */
 	ino_t unlink_inode;
