@@ -20,7 +20,7 @@ SETTINGS = problems confread_lines confread_value confread option config_schema 
 REACTOR  = loop timer sig guard
 
 # 3 wire: sockets, connections with their queues, datagrams
-WIRE     = sock adopt tls proxyproto conn file tls_filter udp
+WIRE     = sock bus adopt tls proxyproto conn_input conn_output conn file tls_filter udp
 
 # 4 sources: what produces connections
 SOURCES  = resolver activation preface listener connector relay watch process

@@ -22,6 +22,7 @@ struct loop *loop_new(struct score *score)
 	loop->score = score;
 	loop->stats = &score->stats;
 	loop->scorer = scorer_new(score);
+	loop->process = loop->processes = 1;
 	loop->buffer = mem_alloc(LOOP_BUFFER_SIZE);
 	return loop;
 }

@@ -29,6 +29,7 @@ struct loop_hook {
 
 struct timers;
 struct activation;
+struct bus;
 
 struct loop {
 	struct event_base *base;
@@ -37,6 +38,8 @@ struct loop {
 	struct scorer *scorer;
 	struct timers *timers;         /* timer.c's */
 	struct activation *activation; /* sockets that the process was started with; borrowed */
+	struct bus *bus;               /* to the master; borrowed, NULL where there is none */
+	unsigned process, processes;   /* which one of how many: 1 of 1 without a master */
 	struct loop_hook *hooks[STAGE_COUNT];
 	struct loop_hook *following; /* hook that runs next, so that one may remove itself or its successor */
 	uint64_t now_ns;             /* when this turn's callbacks began; 0: not asked yet */
