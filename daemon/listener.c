@@ -311,6 +311,7 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 		l->local.length = 0;
 	l->url = mem_strdup(conf->url_text);
 	l->name = make_name(conf, &l->local);
+	l->label = scorer_label(loop->scorer, l->name);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
 	l->on_accept = on_accept;

@@ -29,6 +29,7 @@ struct listener {
 	char *url;           /* as configured, in its canonical spelling */
 	char *name;          /* the same with the port that the system picked */
 	struct sockfile file; /* of a Unix socket that it has made */
+	unsigned label;      /* its number in the scoreboard */
 	uint64_t max_connections, max_per_address; /* 0: no limit */
 	uint64_t live;                             /* accepted and not yet released */
 	struct address_count *addresses;           /* uthash */
