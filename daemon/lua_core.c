@@ -196,8 +196,10 @@ static int l_wait_stop(lua_State *L)
 /* process(): index and count of reactor processes. */
 static int l_process(lua_State *L)
 {
-	lua_pushinteger(L, 1);
-	lua_pushinteger(L, 1);
+	const struct loop *loop = vm_of(L)->options.loop;
+
+	lua_pushinteger(L, loop->process);
+	lua_pushinteger(L, loop->processes);
 	return 2;
 }
 

@@ -36,6 +36,7 @@
 	X(messages_pushed, counter, "messages pushed on named channels")                                                \
 	X(messages_refused, counter, "messages for which named channels had no room")                                   \
 	X(messages_queued, gauge, "messages on named channels that wait to be delivered")                               \
+	X(lua_memory, gauge, "bytes that scripts have in use now")                                                      \
 	X(callbacks, counter, "callbacks entered")                                                                      \
 	X(handler_errors, counter, "errors raised in callbacks")                                                        \
 	X(callbacks_stopped, counter, "callbacks stopped for running too long")                                         \
