@@ -119,7 +119,7 @@ int run_script(const struct config *config, const char *path, int count, char **
 	char *why = NULL, *copy = mem_strdup(path);
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (!runtime_open(&run.runtime, config, &why)) {
+	if (!runtime_open(&run.runtime, config, activation_new(), &why)) {
 		log_error("%s", why);
 		free(why);
 		free(copy);

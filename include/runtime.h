@@ -29,8 +29,9 @@ struct runtime {
 	char *library_dir; /* shipped handlers and em/ */
 };
 
-/* Makes it; false with a reason (caller frees). */
-bool runtime_open(struct runtime *r, const struct config *config, char **why) __attribute__((warn_unused_result));
+/* Makes it; false with a reason (caller frees). activation is taken over in any case. */
+bool runtime_open(struct runtime *r, const struct config *config, struct activation *activation, char **why)
+	__attribute__((warn_unused_result));
 void runtime_close(struct runtime *r);
 
 /* Limits that a reload may change. */
