@@ -10,8 +10,8 @@ BUILD      = build
 # The architecture: a source includes only headers of rows above its own here, within a row only of files to its left.
 # tests/spec/layers_spec.lua reads these lines and checks that.
 
-# 0 ground: logging, memory, plain data, addresses, counters, rights
-GROUND   = mem log value addr stats privs
+# 0 ground: logging, memory, plain data, addresses, counters and where processes share them, rights
+GROUND   = mem log value addr stats scoreboard privs
 
 # 1 settings: all mistakes at once, a sandboxed Lua file to plain data, plain data to a checked configuration
 SETTINGS = problems confread_lines confread_value confread option config_schema config_dump config_tls config
@@ -20,7 +20,7 @@ SETTINGS = problems confread_lines confread_value confread option config_schema 
 REACTOR  = loop timer sig guard
 
 # 3 wire: sockets, connections with their queues, datagrams
-WIRE     = sock bus adopt tls proxyproto conn_input conn_output conn file tls_filter udp
+WIRE     = sock sockfile bus adopt tls proxyproto conn_input conn_output conn file tls_filter udp
 
 # 4 sources: what produces connections
 SOURCES  = resolver activation preface listener connector relay watch process

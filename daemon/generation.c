@@ -199,7 +199,7 @@ struct generation *generation_new(struct runtime *runtime, struct shared_config 
 		g->dialers = mem_zalloc((g->config->connect_count + 1) * sizeof *g->dialers);
 		load(g, problems);
 	}
-	runtime->stats.generations++;
+	runtime->stats->generations++;
 	if (problems->count == before)
 		return g;
 	generation_free(g);
@@ -232,7 +232,7 @@ void generation_free(struct generation *g)
 	free(g->receivers);
 	free(g->dialers);
 	shared_config_release(g->shared);
-	g->runtime->stats.generations--;
+	g->runtime->stats->generations--;
 	free(g);
 }
 

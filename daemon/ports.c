@@ -94,12 +94,12 @@ static bool is_shareable(const struct listen_conf *conf)
 static bool probe(const struct listen_conf *conf, char **why)
 {
 	struct listen_conf alone = *conf;
-	struct addr a;
+	struct sockfile file;
 
 	if (conf->reuse_port || !is_shareable(conf))
 		return true;
 	alone.backlog = -1;
-	int fd = listener_bind(&alone, &a, why);
+	int fd = listener_bind(&alone, &file, why);
 	if (fd < 0)
 		return false;
 	close(fd);

@@ -61,9 +61,9 @@ static void on_pipe(int signo)
 }
 
 /* Makes the parts in their order. */
-bool runtime_open(struct runtime *r, const struct config *config, struct activation *activation, char **why)
+bool runtime_open(struct runtime *r, const struct config *config, struct score *score, struct activation *activation, char **why)
 {
-	memset(r, 0, sizeof *r);
+	*r = (struct runtime){.score = score, .stats = &score->stats};
 	signal(SIGPIPE, on_pipe);
 	r->activation = activation;
 	rlim_t descriptor_limit = raise_descriptor_limit();
@@ -71,7 +71,7 @@ bool runtime_open(struct runtime *r, const struct config *config, struct activat
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);
 	mallopt(M_TOP_PAD, 1 << 20);
 	r->library_dir = find_library();
-	r->loop = loop_new(&r->stats);
+	r->loop = loop_new(score);
 	if (!r->loop || !timers_open(r->loop)) {
 		*why = mem_printf("cannot start the event loop: %s", errno_text(errno));
 		runtime_close(r);
@@ -123,7 +123,7 @@ void runtime_close(struct runtime *r)
 	loop_free(r->loop);
 	activation_free(r->activation);
 	free(r->library_dir);
-	*r = (struct runtime){.stats = r->stats};
+	*r = (struct runtime){.score = r->score, .stats = r->stats};
 }
 
 /* The part of a VM's options that the runtime knows. */

@@ -116,6 +116,7 @@ void service_commit(struct service *s, struct prepared *p)
 	s->last_number = g->number;
 	g->older = before;
 	s->newest = g;
+	s->runtime.score->generation = g->number;
 	generation_start(g, before);
 	if (before)
 		generation_retire(before, g);
@@ -211,11 +212,11 @@ static void reload(struct service *s)
 	}
 	char *status;
 	if (done) {
-		s->runtime.stats.reloads++;
+		s->runtime.stats->reloads++;
 		status = mem_printf("Serving, generation %llu", (unsigned long long)s->last_number);
 		log_info("reloaded: generation %llu serves", (unsigned long long)s->last_number);
 	} else {
-		s->runtime.stats.reloads_refused++;
+		s->runtime.stats->reloads_refused++;
 		settings_log_problems(&problems, "reload refused: ");
 		status = mem_printf("Reload refused, generation %llu serves on: %s", (unsigned long long)s->last_number,
 		                    problems.count ? problems.lines[0] : "");
@@ -232,7 +233,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	struct problems problems = {0};
 
 	g->exhausted = false;
-	s->runtime.stats.memory_replacements++;
+	s->runtime.stats->memory_replacements++;
 	log_error("memory_limit (%llu bytes) reached by the live data of generation %llu: its connections end",
 	          (unsigned long long)g->config->memory_limit, (unsigned long long)g->number);
 	if (g == s->newest && s->state == SERVING) {
@@ -381,13 +382,13 @@ static bool start(struct service *s, struct shared_config *shared, struct proble
 }
 
 /* Makes it. */
-bool service_open(struct service *s, const struct service_options *options, const struct config *config, struct activation *activation,
-                  struct problems *problems)
+bool service_open(struct service *s, const struct service_options *options, const struct config *config, struct score *score,
+                  struct activation *activation, struct problems *problems)
 {
 	char *why = NULL;
 
 	*s = (struct service){.options = options, .drain_s = -1};
-	if (!runtime_open(&s->runtime, config, activation, &why)) {
+	if (!runtime_open(&s->runtime, config, score, activation, &why)) {
 		problems_add(problems, "%s", why);
 		free(why);
 		return false;
@@ -431,13 +432,15 @@ void service_serve(struct service *s)
 int service_run(const struct service_options *options, struct config *config)
 {
 	struct shared_config *shared = shared_config_new(config);
-	struct service s;
+	struct scoreboard *board = scoreboard_new(1);
+	struct service s = {0};
 	struct problems problems = {0};
-	char *pid_file = NULL;
-	bool to_file = config->log_file != NULL;
-	bool started = service_open(&s, options, config, activation_new(), &problems);
+	struct pidfile pid_file = {0};
+	bool to_file = config->log_file != NULL, started = false;
 
-	if (started) {
+	if (!board) {
+		problems_add(&problems, "cannot share memory: %s", errno_text(errno));
+	} else if (service_open(&s, options, config, board->scores, activation_new(), &problems)) {
 		watch_signals(&s);
 		started = startup_open(&s.ports, config, &pid_file, &problems) && start(&s, shared, &problems);
 	}
@@ -447,15 +450,14 @@ int service_run(const struct service_options *options, struct config *config)
 		service_serve(&s);
 	}
 	service_close(&s);
-	if (pid_file)
-		pidfile_remove(pid_file);
-	free(pid_file);
+	pidfile_close(&pid_file);
 	if (started)
-		startup_tell_stopped(&s.runtime.stats);
+		startup_tell_stopped(&board->scores->stats);
 	else
 		startup_tell_failed(&problems, to_file);
 	log_close();
 	problems_clear(&problems);
+	scoreboard_free(board);
 	return started ? s.status : 1;
 }
 
@@ -469,15 +471,18 @@ int service_check(const struct service_options *options, bool dump)
 
 	if (config) {
 		struct shared_config *shared = shared_config_new(config);
+		struct scoreboard *board = scoreboard_new(1);
 		if (dump)
 			config_dump_json(config, stdout);
-		if (!privs_drop(config->user, config->group, &why) || !runtime_open(&s.runtime, config, activation_new(), &why)) {
-			problems_add(&problems, "%s", why);
+		if (!privs_drop(config->user, config->group, &why) || !board ||
+		    !runtime_open(&s.runtime, config, board->scores, activation_new(), &why)) {
+			problems_add(&problems, "%s", why ? why : errno_text(errno));
 			free(why);
 		} else {
 			generation_free(load(&s, shared, &problems));
 			runtime_close(&s.runtime);
 		}
+		scoreboard_free(board);
 		shared_config_release(shared);
 	}
 	for (size_t i = 0; i < problems.count; i++)

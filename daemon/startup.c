@@ -9,7 +9,6 @@
 #include "log.h"
 #include "mem.h"
 #include "notify.h"
-#include "pidfile.h"
 #include "privs.h"
 
 /* Reads the configuration. */
@@ -50,7 +49,7 @@ static void give_away_files(struct ports *ports, const struct config *config)
 }
 
 /* Opens sockets with the rights we came with, then drops them. */
-bool startup_open(struct ports *ports, const struct config *config, char **pid_file, struct problems *problems)
+bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct problems *problems)
 {
 	char *why = NULL;
 	size_t before = problems->count;
@@ -60,13 +59,10 @@ bool startup_open(struct ports *ports, const struct config *config, char **pid_f
 		ports_commit(ports, config, open, false);
 	else
 		ports_abort(ports, open, config->listen_count);
-	if (problems->count == before && config->pid_file) {
-		if (pidfile_write(config->pid_file, &why)) {
-			*pid_file = mem_strdup(config->pid_file);
-		} else {
-			problems_add(problems, "%s", why);
-			free(why);
-		}
+	if (problems->count == before && config->pid_file &&
+	    (!pidfile_open(pid_file, config->pid_file, -1, &why) || !pidfile_write(pid_file, &why))) {
+		problems_add(problems, "%s", why);
+		free(why);
 	}
 	if (problems->count == before)
 		give_away_files(ports, config);

@@ -32,7 +32,8 @@ struct lua_lookup;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
 struct vm_subject {
-	int self_ref; /* registry: what em.error_handler gets as its second argument */
+	int self_ref;   /* registry: what em.error_handler gets as its second argument */
+	unsigned label; /* what its callbacks are counted under, see scoreboard.h */
 	/* Fills in what is known; peer is room for the address's text. */
 	void (*describe)(struct vm_subject *s, struct log_context *context, char peer[ADDR_TEXT_SIZE]);
 	void (*failed)(struct vm_subject *s, const char *message); /* ends it because of the error */
@@ -126,7 +127,7 @@ void vm_start(struct vm *vm);
 struct vm_call {
 	lua_CFunction body; /* gets argument as a light userdata; may raise; calls scripts by vm_call_script alone */
 	void *argument;
-	const char *callback;       /* its name for the log, or NULL */
+	const char *callback;       /* its name for the log and for the scoreboard, a constant, or NULL */
 	struct vm_subject *subject; /* whose it is, or NULL; body may set it later */
 };
 

@@ -12,12 +12,13 @@
 #include "lua_vm.h"
 #include "process.h"
 #include "resolver.h"
-#include "stats.h"
+#include "scoreboard.h"
 #include "tls.h"
 #include "watch.h"
 
 struct runtime {
-	struct stats stats;
+	struct score *score; /* borrowed: outlives it */
+	struct stats *stats; /* the score's */
 	struct loop *loop;
 	struct conns *conns;
 	struct watches *watches;
@@ -29,8 +30,8 @@ struct runtime {
 	char *library_dir; /* shipped handlers and em/ */
 };
 
-/* Makes it; false with a reason (caller frees). activation is taken over in any case. */
-bool runtime_open(struct runtime *r, const struct config *config, struct activation *activation, char **why)
+/* Makes it; the process takes the score over, and activation is taken over in any case. False with a reason (caller frees). */
+bool runtime_open(struct runtime *r, const struct config *config, struct score *score, struct activation *activation, char **why)
 	__attribute__((warn_unused_result));
 void runtime_close(struct runtime *r);
 

@@ -38,9 +38,9 @@ struct service {
 	void *user;
 };
 
-/* Makes it: a runtime and no generation yet. activation is taken over, also on failure (a reason in problems). */
-bool service_open(struct service *s, const struct service_options *options, const struct config *config, struct activation *activation,
-                  struct problems *problems) __attribute__((warn_unused_result));
+/* Makes it: a runtime and no generation yet. The score is borrowed, activation taken over, also on failure (a reason in problems). */
+bool service_open(struct service *s, const struct service_options *options, const struct config *config, struct score *score,
+                  struct activation *activation, struct problems *problems) __attribute__((warn_unused_result));
 
 /* Frees everything that is left. */
 void service_close(struct service *s);

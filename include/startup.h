@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 
+#include "pidfile.h"
 #include "ports.h"
 #include "settings.h"
 #include "stats.h"
@@ -14,9 +15,9 @@
 /* Opens the log, reads the configuration, and opens the log that it asks for. NULL when anything is wrong; it has been told then. */
 struct config *startup_configure(const struct service_options *options) __attribute__((warn_unused_result));
 
-/* Opens the ports, which accept nothing yet, writes the pid file (*pid_file is the path then, the caller's), and becomes the configured user.
+/* Opens the ports, which accept nothing yet, owns and writes the pid file, and becomes the configured user.
  * Goes on after mistakes in order to find them all; false when rights could not be given up, so that nothing more may be tried. */
-bool startup_open(struct ports *ports, const struct config *config, char **pid_file, struct problems *problems)
+bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct problems *problems)
 	__attribute__((warn_unused_result));
 
 /* Tells whoever started us that we serve, and lets go of the terminal. */
