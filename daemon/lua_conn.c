@@ -394,6 +394,8 @@ static void on_end(struct conn *c)
 	}
 	if (lc->cancel_timers)
 		lc->cancel_timers(lc);
+	if (lc->cancel_subscriptions)
+		lc->cancel_subscriptions(lc);
 	if (lc->cancel_sendings)
 		lc->cancel_sendings(lc);
 	lua_conn_keep_names(lc);
@@ -743,6 +745,7 @@ struct accept_call {
 	struct vm_call call;
 	const struct lua_class *class;
 	const struct flow *flow;
+	struct listener *l;
 	struct lua_conn *lc;
 };
 
@@ -753,6 +756,8 @@ static int accept_body(lua_State *L)
 
 	lua_rawgeti(L, LUA_REGISTRYINDEX, a->class->meta_ref);
 	a->lc = lua_conn_create(L, -1, a->flow);
+	a->lc->subject.label = a->l->label;
+	a->call.subject = &a->lc->subject;
 	return 0;
 }
 
@@ -760,7 +765,7 @@ static int accept_body(lua_State *L)
 void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct flow *flow, char *handler, struct listener *l, int fd,
                      const struct addr *peer, struct tls_context *tls, lua_CFunction accepted, void *server)
 {
-	struct accept_call a = {.class = class, .flow = flow};
+	struct accept_call a = {.class = class, .flow = flow, .l = l};
 	struct begin_call b = {.args_ref = class->args_ref, .count = class->args_count, .function_ref = class->function_ref};
 
 	a.call = (struct vm_call){.body = accept_body, .argument = &a, .callback = "accept"};

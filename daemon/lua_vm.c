@@ -27,20 +27,24 @@ static const char overrun_message[] = "callback stopped: it ran longer than call
 static void *allocate(void *data, void *old, size_t old_size, size_t size)
 {
 	struct vm *vm = data;
+	struct stats *stats = vm->options.loop->stats;
 
 	if (!old)
 		old_size = 0; /* it is a type then */
 	if (size == 0) {
 		free(old);
 		vm->memory -= old_size;
+		stats->lua_memory -= old_size;
 		return NULL;
 	}
 	size_t left = vm->memory < vm->memory_limit ? vm->memory_limit - vm->memory : 0;
 	if (size > old_size && size - old_size > left)
 		return NULL;
 	void *block = realloc(old, size);
-	if (block)
+	if (block) {
 		vm->memory += size - old_size;
+		stats->lua_memory += size - old_size;
+	}
 	return block;
 }
 
@@ -315,7 +319,7 @@ static void replace_callback(struct vm *vm)
 }
 
 /* Logs that a callback took long. */
-static void report_slow(struct vm *vm, const struct vm_call *call)
+static void report_slow(struct vm *vm, const struct vm_call *call, uint64_t time_ns)
 {
 	struct log_context context = {.callback = call->callback};
 	char peer[ADDR_TEXT_SIZE];
@@ -323,7 +327,7 @@ static void report_slow(struct vm *vm, const struct vm_call *call)
 	if (call->subject)
 		call->subject->describe(call->subject, &context, peer);
 	vm->options.loop->stats->callbacks_slow++;
-	log_event(LEVEL_WARN, &context, "slow callback: it took %.3f s%s%s", (double)(loop_clock() - vm->entered_ns) / 1e9,
+	log_event(LEVEL_WARN, &context, "slow callback: it took %.3f s%s%s", (double)time_ns / 1e9,
 	          vm->slow_traceback ? "; after slow_callback it was here\n" : "", vm->slow_traceback ? vm->slow_traceback : "");
 }
 
@@ -334,8 +338,10 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 	struct failure f = {.co = L};
 	int results = 0;
 	bool is_spent = false;
+	struct loop *loop = vm->options.loop;
+	uint64_t began = loop_clock();
 
-	vm->entered_ns = loop_clock();
+	(void)loop_now(loop); /* this turn has begun, should anybody ask why it does not end */
 	guard_enter(vm->options.guard, vm);
 	vm->depth++;
 	vm->running = L;
@@ -372,12 +378,12 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 	}
 	guard_leave(vm->options.guard); /* no overrun comes up behind the next line */
 	if (vm->overrun || vm->slow) {
-		vm->options.loop->stats->callbacks_stopped += vm->overrun && f.text;
+		loop->stats->callbacks_stopped += vm->overrun && f.text;
 		lua_sethook(vm->L, NULL, 0, 0);
 		if (vm->callback)
 			lua_sethook(vm->callback, NULL, 0, 0);
 		if (!vm->overrun)
-			report_slow(vm, call);
+			report_slow(vm, call, loop_clock() - began);
 		free(vm->slow_traceback);
 		vm->slow_traceback = NULL;
 		vm->slow = vm->overrun = false;
@@ -387,6 +393,8 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 	if (f.status != LUA_OK)
 		vm->memory_limit -= REPORT_RESERVE;
 	vm->depth--;
+	if (call->callback)
+		scorer_callback(loop->scorer, call->subject ? call->subject->label : SCORE_SCRIPT, call->callback, loop_clock() - began);
 	return f.text;
 }
 

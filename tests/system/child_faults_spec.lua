@@ -46,6 +46,22 @@ end
 describe("a child", function()
   t.auto()
 
+  it("that has ended is not signalled any more while a descendant keeps its output open", function()
+    local s = serve(handler)
+    s:eval [[ x.start("parent", { "sh", "-c", "sleep 60 & echo $!" }) ]]
+    s:until_true "return x.children.parent:get_status() ~= nil and x.children.parent.last ~= nil"
+    local descendant = tonumber(s:eval "return x.children.parent.last")
+    for _ = 1, 3 do
+      local result, _, code = s:eval [[ return x.children.parent:kill("KILL") ]]
+      assert.same({ nil, "ESRCH" }, { result, code })
+    end
+    t.sys.kill(descendant, "KILL")
+    s:expects { "parent nil eof exited 0" }
+    local result, _, code = s:eval [[ return x.children.parent:kill("KILL") ]]
+    assert.same({ nil, "ENOTCONN" }, { result, code })
+    s.d:stop()
+  end)
+
   it("that ignores TERM is killed; the loop goes on meanwhile", function()
     local s = serve(handler)
     local c = s:connect()

@@ -151,8 +151,9 @@ function H:unbind()
   if self.is_child then kids = kids - 1 end
   local fd = self.own_fd
   if fd then em.next_tick(function() close_fd(fd) end) self.own_fd = nil end
-  if self.outgoing and random() < 0.1 and room() and self:reconnect("127.0.0.1", PORT) then
-    begin(self)
+  if self.outgoing and random() < 0.1 and room() then
+    say("~", self.signature) -- the limit on time may end this before begin has said that it lives again
+    if self:reconnect("127.0.0.1", PORT) then begin(self) end
   elseif random() < 0.5 then
     act(self)
   end
@@ -232,7 +233,7 @@ describe("a storm of all kinds", function()
         max_queued = "8 MiB" reload_timeout = 0.5 generations = 3 callback_time = 0.1 nameservers = { "127.0.0.1:%d" }
         listen "tls://127.0.0.1:%d" { handler = "h", tls = { self_signed = true }, linger_timeout = 0.2, idle_timeout = 1 }
         listen "udp://127.0.0.1:%d" { handler = "h" }
-        listen "unix://%s" { handler = "h", linger_timeout = 0.2 }]]):format(select(2, silent:getsockname()), ports.TLS, ports.UDP,
+        listen "unix://%s" { handler = "h", linger_timeout = 0.2, idle_timeout = 1 }]]):format(select(2, silent:getsockname()), ports.TLS, ports.UDP,
         t.path("storm.sock")),
       env = { KINDS_STORM = t.dir() },
     })
@@ -279,13 +280,14 @@ describe("a storm of all kinds", function()
   local function check_log()
     local log = s.d:log()
     local open, count = {}, 0
-    for sign, signature in log:gmatch("{{([+-]) (%d+)}}") do
-      local before = open[signature] or 0
-      assert.is_true(sign == "+" and before == 0 or sign == "-" and before == 1, "object " .. signature .. " has " .. sign .. " again")
-      open[signature] = sign == "+" and 1 or 0
+    local may_follow = { ["+"] = "[-~]", ["-"] = "+", ["~"] = "[+-]" }
+    for sign, signature in log:gmatch("{{([+~-]) (%d+)}}") do
+      local before = open[signature] or "~" -- the limit may have ended its initialize before it said anything
+      assert.is_true(sign == "~" or sign:find(may_follow[before]) ~= nil, "object " .. signature .. " has " .. sign .. " after " .. before)
+      open[signature] = sign
       count = count + (sign == "-" and 1 or 0)
     end
-    for signature, left in pairs(open) do assert.equal(0, left, "object " .. signature .. " got no unbind") end
+    for signature, last in pairs(open) do assert.not_equal("+", last, "object " .. signature .. " got no unbind") end
     assert.is_true(count > 50)
     assert.is_nil(log:match("{{bad [^\n]*"))
     assert.is_nil(log:match("internal error[^\n]*"))
@@ -295,11 +297,13 @@ describe("a storm of all kinds", function()
 
   it("leaves nothing behind", function()
     local baseline, count = s.d:fds(), s:eval "return em.connection_count()"
-    rage(tonumber(os.getenv 'STORM') or t.full and 60 or 2.5)
+    rage(t.full and 60 or 2.5)
     assert.equal("ed", reload(calm))
     t.write("over", "")
     for _, c in pairs(clients) do c:close() end
-    t.until_true(function() return s:eval "return em.connection_count()" == count end, 20, "an end of all connections")
+    local left
+    local ended = pcall(t.until_true, function() left = s:eval "return em.connection_count()" - count return left == 0 end, 10)
+    assert.is_true(ended, left .. " connections are left")
     t.until_true(function() return #children() == 0 end, 20, "an end of all children")
     local log = s.d:log()
     local lost = select(2, log:gsub("{{taken", "")) - select(2, log:gsub("{{given", ""))
@@ -309,7 +313,7 @@ describe("a storm of all kinds", function()
   end)
 
   it("may be stopped at any moment", function()
-    rage(tonumber(os.getenv 'STORM') or t.full and 20 or 1)
+    rage(t.full and 20 or 1)
     s.d:signal("TERM")
     s.d:wait(30)
     s.d:check()

@@ -21,7 +21,7 @@ end
 -- One callback that is slow in that way, and the pattern of what is told.
 local function is_told(name, act, pattern)
   it("in " .. name, function()
-    local s = start(("local H = em.Connection:extend()\nfunction H:receive_data(word)\n%s\nself:send_data('done')\nend\nreturn H"):format(act))
+    local s = start("local H = em.Connection:extend()\nfunction H:receive_data()\n" .. act .. "\nself:send_data('done')\nend\nreturn H")
     s:connect():send("go"):expect("done")
     s.d:wait_log("slow callback: it took %d+%.%d+ s")
     local took = tonumber(s.d:log():match("slow callback: it took ([%d.]+) s"))
@@ -50,8 +50,9 @@ describe("a slow callback is logged, and runs on", function()
 
   is_told("Lua", "busy()", IN_BUSY)
   is_told("a coroutine", "coroutine.wrap(function() busy() end)()", IN_BUSY)
-  is_told("a coroutine that is entered late", "busy(x.seconds / 2.5 * 0.9) coroutine.wrap(function() busy() coroutine.yield() busy(0) end)()",
-    IN_BUSY)
+  is_told("a coroutine that is entered late", [[
+    busy(x.seconds / 2.5 * 0.9)
+    coroutine.wrap(function() busy() coroutine.yield() end)()]], IN_BUSY)
   is_told("pcall", "assert(pcall(busy))", IN_BUSY)
   is_told("a function called by C", "table.sort({ 1, 2 }, function(a, b) busy() return a < b end)", IN_BUSY)
   is_told("a C function, which Lua's return from tells", [[

@@ -1,0 +1,72 @@
+/*
+ * A link between two of our processes: whole messages in their order over a pair of Unix stream sockets, each with a kind, bytes, and
+ * perhaps descriptors. Nothing waits: what the socket does not take is queued, and the loop sends it.
+ */
+#ifndef REACTORD_BUS_H
+#define REACTORD_BUS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "loop.h"
+
+#define BUS_MESSAGE_MAX (4u << 20) /* bytes of one message */
+#define BUS_FDS_MAX 250            /* descriptors of one message; the kernel takes 253 */
+
+/* What a message is about. Orders come first: they are few and must arrive, so the queue's limit is not for them. */
+enum bus_kind {
+	BUS_PORT,    /* master to process: a listener's socket (master.h) */
+	BUS_PREPARE, /* build a generation from the configuration */
+	BUS_COMMIT,  /* serve with what was prepared */
+	BUS_ABORT,   /* forget what was prepared */
+	BUS_DRAIN,
+	BUS_STOP,
+	BUS_REOPEN,   /* the log file */
+	BUS_SOURCE,   /* process to master: a file of scripts that was loaded */
+	BUS_PREPARED, /* or the reasons why not */
+	BUS_STOPPING, /* em.stop */
+	BUS_STOPPED,  /* its counters, the last message */
+	BUS_ORDERS,   /* from here on the queue's limit counts */
+	BUS_CHANNEL,  /* data of named channels */
+	BUS_SHARED,   /* em.shared */
+	BUS_CONTROL_REQUEST,
+	BUS_CONTROL_REPLY,
+	BUS_KINDS
+};
+
+/* A message that has come; all of it belongs to the bus and is good for the call. */
+struct bus_message {
+	enum bus_kind kind;
+	const char *bytes; /* NUL-terminated behind its length */
+	size_t length;
+	int *fds; /* whoever keeps one puts -1 in its place; the others are closed */
+	size_t fd_count;
+};
+
+struct bus;
+
+/* A pair of connected sockets for the two ends; false with errno. */
+bool bus_pair(int fds[2]) __attribute__((warn_unused_result));
+
+/* An end of a link on such a socket, which is taken over. limit: bytes that may wait to be sent, more than the largest message. on_end
+ * comes once, in the loop, when the other end is closed and all that it had sent was delivered, or when the link is broken. */
+struct bus *bus_new(struct loop *loop, int fd, size_t limit, void (*on_end)(void *data), void *data) __attribute__((warn_unused_result));
+
+/* Closes it without a word; may be called in its callbacks. What waits to be sent is lost: see bus_flush. */
+void bus_free(struct bus *b);
+
+/* Whom messages of a kind are for. Those that nobody wants are dropped. */
+void bus_on(struct bus *b, enum bus_kind kind, void (*on_message)(void *data, const struct bus_message *message), void *data);
+
+/* Queues a message; bytes are copied, descriptors duplicated. False: the link has ended, the queue is over its limit, the message is
+ * too large, or no descriptor was left. */
+bool bus_send(struct bus *b, enum bus_kind kind, const void *bytes, size_t length, const int *fds, size_t fd_count)
+	__attribute__((warn_unused_result));
+
+/* Bytes that wait to be sent. */
+size_t bus_queued(const struct bus *b);
+
+/* Sends what is queued and waits for that, for the end of a process; false when the time did not do. */
+bool bus_flush(struct bus *b, int limit_ms);
+
+#endif
