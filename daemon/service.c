@@ -21,6 +21,7 @@
 #include "privs.h"
 #include "runtime.h"
 #include "sig.h"
+#include "spread.h"
 
 enum service_state { SERVING, DRAINING, STOPPED };
 
@@ -38,8 +39,8 @@ struct service {
 	struct port *ports;
 	enum service_state state;
 	bool reload_asked, stop_asked, stop_now;
-	double drain_s; /* em.stop's; < 0: the configuration's */
-	struct timer drain_limit;
+	double drain_s;          /* em.stop's; < 0: the configuration's */
+	struct spread last_days; /* of a drain */
 	struct loop_hook at_end;
 	struct sig *watches[4];
 	int status;
@@ -240,8 +241,8 @@ static void take_ports(struct service *s, struct generation *g, struct listener 
 	}
 }
 
-/* Puts a generation in the place of the one before. Nothing in it can fail. */
-static void swap(struct service *s, struct generation *g, struct listener **open)
+/* Puts a generation in the place of the one before, and lets it take connections over if asked to. Nothing in it can fail. */
+static void swap(struct service *s, struct generation *g, struct listener **open, bool hand_over)
 {
 	struct generation *before = s->newest;
 	size_t alive = 0;
@@ -253,9 +254,11 @@ static void swap(struct service *s, struct generation *g, struct listener **open
 	generation_start(g, before);
 	if (before)
 		generation_retire(before, g);
+	if (hand_over)
+		generation_hand_over(g);
 	for (struct generation *old = g; old; old = old->older)
-		if (++alive > (size_t)g->config->generations && old != g)
-			generation_end(old, NULL, "reloaded");
+		if ((old == g || old->vm->conn_count) && ++alive > (size_t)g->config->generations && old != g)
+			generation_expire(old);
 }
 
 /* Frees the generations that nothing is connected to any more. */
@@ -295,7 +298,7 @@ static struct generation *load(struct service *s, struct shared_config *shared, 
 }
 
 /* Builds a generation from a configuration and puts it in place; false with all problems, and nothing has changed then. */
-static bool replace(struct service *s, struct shared_config *shared, struct problems *problems)
+static bool replace(struct service *s, struct shared_config *shared, bool hand_over, struct problems *problems)
 {
 	struct generation *g = load(s, shared, problems);
 	struct listener **open = open_ports(s, shared->config, problems);
@@ -303,7 +306,7 @@ static bool replace(struct service *s, struct shared_config *shared, struct prob
 
 	if (done) {
 		s->last_number++;
-		swap(s, g, open);
+		swap(s, g, open, hand_over);
 	} else {
 		close_new_ports(s, open, shared->config->listen_count);
 		generation_free(g);
@@ -327,7 +330,7 @@ static void reload(struct service *s)
 		} else {
 			struct shared_config *shared = shared_config_new(config);
 			reap_generations(s); /* what has ended in this turn does not count any more */
-			done = replace(s, shared, &problems);
+			done = replace(s, shared, true, &problems);
 			shared_config_release(shared);
 		}
 	}
@@ -358,7 +361,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	log_error("memory_limit (%llu bytes) reached by the live data of generation %llu: its connections end",
 	          (unsigned long long)g->config->memory_limit, (unsigned long long)g->number);
 	if (g == s->newest && s->state == SERVING) {
-		if (replace(s, g->shared, &problems)) {
+		if (replace(s, g->shared, false, &problems)) {
 			log_info("generation %llu serves in its place", (unsigned long long)s->last_number);
 		} else { /* its files have been broken meanwhile: go on with what there is */
 			log_problems(&problems, "cannot replace it: ");
@@ -384,7 +387,7 @@ static void close_ports(struct service *s)
 static void finish(struct service *s)
 {
 	s->state = STOPPED;
-	timer_stop(s->runtime.loop, &s->drain_limit);
+	spread_stop(&s->last_days);
 	close_ports(s);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
@@ -397,6 +400,31 @@ static void finish(struct service *s)
 	runtime_finish(&s->runtime);
 }
 
+/* Asks some of the connections that a drain waits for to end. Returns how many are still to be asked. */
+static size_t finish_accepted(struct service *s, size_t some)
+{
+	size_t left = 0;
+
+	for (struct generation *g = s->newest; g; g = g->older) {
+		size_t before = generation_finish_accepted(g, 0, NULL), now = some ? generation_finish_accepted(g, some, "stopped") : before;
+		some -= before - now;
+		left += now;
+	}
+	return left;
+}
+
+/* Counts them. */
+static size_t count_accepted(void *data)
+{
+	return finish_accepted(data, 0);
+}
+
+/* The drain comes to its end. */
+static void end_some(void *data, size_t some)
+{
+	finish_accepted(data, some);
+}
+
 /* The drain has taken too long. */
 static void on_drain_limit(void *data)
 {
@@ -405,6 +433,8 @@ static void on_drain_limit(void *data)
 	s->stop_now = true;
 	loop_wake(s->runtime.loop);
 }
+
+static const struct spread_events last_days = {.count = count_accepted, .end_some = end_some, .on_limit = on_drain_limit};
 
 /* Connections that the drain waits for. */
 static size_t accepted(const struct service *s)
@@ -432,7 +462,7 @@ static void drain(struct service *s)
 	size_t left = accepted(s);
 	if (left)
 		log_info("draining: %zu connection(s) may go on for %.0f s", left, (double)limit_ns / 1e9);
-	timer_start(s->runtime.loop, &s->drain_limit, limit_ns);
+	spread_start(&s->last_days, limit_ns);
 }
 
 /* The turn's end of the daemon: what callbacks and signals have asked for is done here, with no script on the stack. */
@@ -547,7 +577,7 @@ static bool start(struct service *s, struct config *config, struct problems *pro
 		free(why);
 	} else if (problems->count) {
 		generation_free(load(s, shared, problems)); /* it will not start, but all mistakes are told at once */
-	} else if (replace(s, shared, problems)) {
+	} else if (replace(s, shared, false, problems)) {
 		for (struct port *p = s->ports; p; p = p->next) {
 			listener_resume(p->l);
 			log_info("listening on %s", p->l->name);
@@ -638,7 +668,7 @@ int service_run(const struct service_options *options)
 			free(why);
 			config_free(config);
 		} else {
-			timer_init(&s.drain_limit, on_drain_limit, &s);
+			spread_init(&s.last_days, s.runtime.loop, &last_days, &s);
 			watch_signals(&s);
 			started = start(&s, config, &problems);
 		}
