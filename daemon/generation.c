@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lua_channel.h"
 #include "lua_core.h"
 #include "lua_handler.h"
 #include "lua_handover.h"
@@ -232,7 +233,7 @@ struct generation *generation_new(struct runtime *runtime, struct shared_config 
 		g->dialers = mem_zalloc((g->config->connect_count + 1) * sizeof *g->dialers);
 		load(g, problems);
 	}
-	runtime->stats.generations++;
+	runtime->stats->generations++;
 	if (problems->count == before)
 		return g;
 	generation_free(g);
@@ -265,7 +266,7 @@ void generation_free(struct generation *g)
 	free(g->receivers);
 	free(g->dialers);
 	shared_config_release(g->shared);
-	g->runtime->stats.generations--;
+	g->runtime->stats->generations--;
 	free(g);
 }
 
@@ -343,6 +344,7 @@ void generation_retire(struct generation *g, struct generation *heir)
 	g->vm->retired = true;
 	lua_watch_retire(g->vm);
 	lua_timer_cancel_all(g->vm, false);
+	lua_channel_cancel_all(g->vm, false);
 	lua_signal_cancel_all(g->vm, heir ? heir->vm : NULL);
 	lua_net_close_servers(g->vm, heir ? heir->vm : NULL);
 	g->vm->first_tick = g->vm->next_tick;

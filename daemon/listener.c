@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include <uthash.h>
 
@@ -234,83 +233,41 @@ static char *make_name(const struct listen_conf *conf, const struct addr *local)
 	return mem_printf("%s://%s", scheme_name(conf->url.scheme), addr_format(local, text));
 }
 
-/* Notes which file the socket has made. */
-static void remember_file(struct listener *l, const char *path)
-{
-	struct stat st;
-
-	if (lstat(path, &st) < 0)
-		return; /* gone already */
-	l->unlink_path = mem_strdup(path);
-	l->unlink_device = st.st_dev;
-	l->unlink_inode = st.st_ino;
-}
-
-/* A handle on the socket's file, if it is still that one, for changing it and no other; -1 if not. */
-static int open_file(const struct listener *l)
-{
-	struct stat st;
-	int fd = l->unlink_path ? open(l->unlink_path, O_PATH | O_NOFOLLOW | O_CLOEXEC) : -1;
-
-	if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_dev != l->unlink_device || st.st_ino != l->unlink_inode)) {
-		close(fd);
-		fd = -1;
-	}
-	return fd;
-}
-
 /* Changes the permissions of the socket's file. */
 static void change_mode(struct listener *l, mode_t mode)
 {
-	char handle[40];
-	int fd = open_file(l);
-
-	if (fd < 0)
-		return;
-	snprintf(handle, sizeof handle, "/proc/self/fd/%d", fd); /* fchmod takes no O_PATH */
-	if (chmod(handle, mode) < 0)
+	if (sockfile_change_mode(&l->file, mode) < 0)
 		log_warn("listen %s: mode: %s", l->name, errno_text(errno));
-	close(fd);
 }
 
 /* Gives the socket's file to a user. */
 void listener_give(struct listener *l, uid_t uid, gid_t gid)
 {
-	int fd = open_file(l);
-
-	if (fd < 0)
-		return;
-	if (fchownat(fd, "", uid, gid, AT_EMPTY_PATH) < 0)
+	if (sockfile_give(&l->file, uid, gid) < 0)
 		log_debug("listen %s: cannot change the owner of the socket: %s", l->name, errno_text(errno));
-	close(fd);
-}
-
-/* Removes the socket's file, if it is still that one. */
-static void remove_file(struct listener *l)
-{
-	struct stat st;
-
-	if (!l->unlink_path)
-		return;
-	bool ours = lstat(l->unlink_path, &st) == 0 && st.st_dev == l->unlink_device && st.st_ino == l->unlink_inode;
-	if (ours && unlink(l->unlink_path) < 0)
-		log_warn("listen %s: cannot remove the socket file: %s", l->name, errno_text(errno));
-	free(l->unlink_path);
 }
 
 /* Binds. */
-int listener_bind(const struct listen_conf *conf, struct addr *a, char **why)
+int listener_bind(const struct listen_conf *conf, struct sockfile *file, char **why)
 {
-	if (!find_address(conf, a, why))
+	struct addr a;
+	char *reason = NULL;
+	int fd;
+
+	*file = (struct sockfile){0};
+	if (!find_address(conf, &a, why))
 		return -1;
-	int fd =
-		conf->url.scheme == SCHEME_UDP ? sock_datagram(a, conf->reuse_port) : sock_listen(a, conf->backlog, conf->reuse_port, conf->mode);
+	switch (conf->url.scheme) {
+	case SCHEME_UNIX: fd = sockfile_listen(file, &a, conf->backlog, conf->mode, &reason); break;
+	case SCHEME_UDP: fd = sock_datagram(&a, conf->reuse_port); break;
+	default: fd = sock_listen(&a, conf->backlog, conf->reuse_port); break;
+	}
 	if (fd < 0) {
 		int saved = errno;
 		bool low = saved == EACCES && conf->url.scheme != SCHEME_UNIX && conf->url.port < 1024;
-		*why = saved == EEXIST ? mem_printf("listen %s: the path exists and is no socket", conf->url_text)
-		                       : mem_printf("listen %s: %s%s", conf->url_text, errno_text(saved),
-		                                    low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
+		*why = mem_printf("listen %s: %s%s", conf->url_text, reason ? reason : errno_text(saved),
+		                  low ? " (ports below 1024 take root or CAP_NET_BIND_SERVICE)" : "");
+		free(reason);
 		errno = saved;
 	}
 	return fd;
@@ -354,6 +311,7 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 		l->local.length = 0;
 	l->url = mem_strdup(conf->url_text);
 	l->name = make_name(conf, &l->local);
+	l->label = scorer_label(loop->scorer, l->name);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
 	l->on_accept = on_accept;
@@ -381,19 +339,21 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
                                void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
 {
 	struct activation_socket *given = NULL;
-	struct addr a;
-	int fd = conf->url.scheme == SCHEME_FD ? take_given(loop, conf, &given, why) : listener_bind(conf, &a, why);
+	struct sockfile file = {0};
+	int fd = conf->url.scheme == SCHEME_FD ? take_given(loop, conf, &given, why) : listener_bind(conf, &file, why);
 
 	if (fd < 0)
 		return NULL;
 	struct listener *l = make_listener(loop, conf, fd, on_accept, user, why);
-	if (l)
+	if (l) {
 		l->given = given;
-	else if (given)
+		l->file = file;
+		return l;
+	}
+	(void)!sockfile_remove(&file);
+	if (given)
 		given->taken = false;
-	if (l && conf->url.scheme == SCHEME_UNIX && conf->url.path[0] != '@')
-		remember_file(l, conf->url.path);
-	return l;
+	return NULL;
 }
 
 /* Takes a descriptor over. */
@@ -467,7 +427,8 @@ void listener_close(struct listener *l)
 	l->watched = false;
 	event_free(l->event);
 	timer_stop(l->loop, &l->retry);
-	remove_file(l);
+	if (sockfile_remove(&l->file) < 0)
+		log_warn("listen %s: cannot remove the socket file: %s", l->name, errno_text(errno));
 	close(l->fd);
 	if (l->given)
 		l->given->taken = false;

@@ -8,7 +8,7 @@
 #include "mem.h"
 
 /* Makes the loop with libevent's best poller (epoll) and no threads of its own. */
-struct loop *loop_new(struct stats *stats)
+struct loop *loop_new(struct score *score)
 {
 	struct loop *loop = mem_zalloc(sizeof *loop);
 
@@ -19,7 +19,9 @@ struct loop *loop_new(struct stats *stats)
 		errno = saved;
 		return NULL;
 	}
-	loop->stats = stats;
+	loop->score = score;
+	loop->stats = &score->stats;
+	loop->scorer = scorer_new(score);
 	loop->process = loop->processes = 1;
 	loop->buffer = mem_alloc(LOOP_BUFFER_SIZE);
 	return loop;
@@ -31,6 +33,7 @@ void loop_free(struct loop *loop)
 	if (!loop)
 		return;
 	event_base_free(loop->base);
+	scorer_free(loop->scorer);
 	free(loop->buffer);
 	free(loop);
 }
@@ -51,12 +54,15 @@ void loop_turn(struct loop *loop)
 
 	int flags = loop->awake ? EVLOOP_ONCE | EVLOOP_NONBLOCK : EVLOOP_ONCE;
 	loop->awake = false;
-	loop->now_ns = 0;
+	loop->now_ns = loop->score->turn_began_ns = 0;
 	event_base_loop(loop->base, flags);
+	uint64_t began = loop_now(loop);
 
 	run_stage(loop, STAGE_TICK);
 	run_stage(loop, STAGE_END);
 	loop->stats->turns++;
+	uint64_t now = loop_clock();
+	scorer_turn(loop->scorer, now, now - began);
 }
 
 /* Marks the next pass as one that must not sleep. */
@@ -102,6 +108,6 @@ uint64_t loop_clock(void)
 uint64_t loop_now(struct loop *loop)
 {
 	if (!loop->now_ns)
-		loop->now_ns = loop_clock();
+		loop->now_ns = loop->score->turn_began_ns = loop_clock();
 	return loop->now_ns;
 }

@@ -135,29 +135,10 @@ void arg_push_value(lua_State *L, const struct value *v)
 	}
 }
 
-/* Why a value is not plain, by its type. */
-static const char *not_plain(int type)
+/* Reads one value; level counts the tables around it. */
+static bool read_value(lua_State *L, int index, struct value *v, const char **why, int level)
 {
-	switch (type) {
-	case LUA_TFUNCTION: return "only nil, booleans, numbers, strings and tables of these are plain data, not a function";
-	case LUA_TTHREAD: return "only nil, booleans, numbers, strings and tables of these are plain data, not a coroutine";
-	case LUA_TLIGHTUSERDATA: /* the key of its handle */
-		return "only nil, booleans, numbers, strings and tables of these are plain data, not a connection";
-	default: return "only nil, booleans, numbers, strings and tables of these are plain data, not userdata";
-	}
-}
-
-/* Reads one value; level counts the tables around it, left the bytes that it may have. */
-static bool read_value(lua_State *L, int index, struct value *v, const char **why, int level, size_t *left)
-{
-	size_t size = lua_type(L, index) == LUA_TSTRING ? lua_rawlen(L, index) : 9;
-
 	*v = (struct value){.kind = VALUE_NIL};
-	if (size > *left) {
-		*why = "it is too large (1 MiB at most)";
-		return false;
-	}
-	*left -= size;
 	switch (lua_type(L, index)) {
 	case LUA_TNIL:
 	case LUA_TNONE: return true;
@@ -175,10 +156,10 @@ static bool read_value(lua_State *L, int index, struct value *v, const char **wh
 		return true;
 	}
 	case LUA_TTABLE: break;
-	default: *why = not_plain(lua_type(L, index)); return false;
+	default: *why = "only nil, booleans, numbers, strings and tables of these are plain data"; return false;
 	}
 	if (level >= ARG_MAX_DEPTH || !lua_checkstack(L, 4)) {
-		*why = "tables are nested too deeply (32 levels at most), or one contains itself";
+		*why = "tables are nested too deeply (32 levels at most)";
 		return false;
 	}
 	index = lua_absindex(L, index);
@@ -188,9 +169,9 @@ static bool read_value(lua_State *L, int index, struct value *v, const char **wh
 		struct value key;
 		if (lua_type(L, -2) == LUA_TTABLE) {
 			*why = "a table cannot be a key in plain data";
-		} else if (read_value(L, -2, &key, why, level + 1, left)) {
+		} else if (read_value(L, -2, &key, why, level + 1)) {
 			struct field *f = value_add(v, key);
-			if (read_value(L, -1, &f->value, why, level + 1, left)) {
+			if (read_value(L, -1, &f->value, why, level + 1)) {
 				lua_pop(L, 1);
 				continue;
 			}
@@ -205,7 +186,5 @@ static bool read_value(lua_State *L, int index, struct value *v, const char **wh
 /* Reads plain data. */
 bool arg_read_value(lua_State *L, int index, struct value *v, const char **why)
 {
-	size_t left = ARG_MAX_SIZE;
-
-	return read_value(L, index, v, why, 0, &left);
+	return read_value(L, index, v, why, 0);
 }

@@ -223,6 +223,7 @@ void lua_conn_move(struct lua_conn *from, struct lua_conn *to)
 		lua_conn_set_label(to, from->own_label);
 	else
 		to->label = from->label;
+	to->subject.label = from->subject.label;
 	to->c = from->c;
 	to->c->user = to;
 	to->listener = from->listener;
@@ -453,6 +454,8 @@ static void on_end(struct conn *c)
 	}
 	if (lc->cancel_timers)
 		lc->cancel_timers(lc);
+	if (lc->cancel_subscriptions)
+		lc->cancel_subscriptions(lc);
 	if (lc->cancel_sendings)
 		lc->cancel_sendings(lc);
 	lua_conn_keep_names(lc);
@@ -802,6 +805,7 @@ struct accept_call {
 	struct vm_call call;
 	const struct lua_class *class;
 	const struct flow *flow;
+	struct listener *l;
 	struct lua_conn *lc;
 };
 
@@ -812,6 +816,8 @@ static int accept_body(lua_State *L)
 
 	lua_rawgeti(L, LUA_REGISTRYINDEX, a->class->meta_ref);
 	a->lc = lua_conn_create(L, -1, a->flow);
+	a->lc->subject.label = a->l->label;
+	a->call.subject = &a->lc->subject;
 	return 0;
 }
 
@@ -819,7 +825,7 @@ static int accept_body(lua_State *L)
 void lua_conn_accept(struct vm *vm, const struct lua_class *class, const struct flow *flow, char *handler, struct listener *l, int fd,
                      const struct addr *peer, struct tls_context *tls, lua_CFunction accepted, void *server)
 {
-	struct accept_call a = {.class = class, .flow = flow};
+	struct accept_call a = {.class = class, .flow = flow, .l = l};
 	struct begin_call b = {.args_ref = class->args_ref, .count = class->args_count, .function_ref = class->function_ref};
 
 	a.call = (struct vm_call){.body = accept_body, .argument = &a, .callback = "accept"};

@@ -32,6 +32,7 @@ static const char *const callbacks[] = {
 	"process_exited",
 	"ssl_handshake_completed",
 	"ssl_verify_peer",
+	"receive_message",
 	"handover",
 	"takeover",
 };

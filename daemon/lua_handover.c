@@ -8,8 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lua_arg.h"
+#include "lua_channel.h"
 #include "lua_handler.h"
+#include "lua_plain.h"
 #include "mem.h"
 
 /* A handler of the new code, for all connections that had the one of the same name. */
@@ -26,8 +27,8 @@ struct handover_call {
 	struct vm_call call; /* first: the body's argument leads back here */
 	struct lua_conn *lc;
 	const struct lua_class *class;
-	struct value *state;
-	const char *not_plain; /* why the state cannot travel */
+	struct plain state;
+	char *why; /* the state cannot travel; caller frees */
 	uint64_t signature;
 	bool found;
 };
@@ -67,8 +68,7 @@ static int handover_done(lua_State *L, int status, lua_KContext context)
 	struct handover_call *h = (struct handover_call *)context;
 
 	(void)status;
-	if (!arg_read_value(L, -1, h->state, &h->not_plain))
-		value_clear(h->state);
+	(void)!plain_encode(L, -1, "the state", &h->state, &h->why);
 	return 0;
 }
 
@@ -100,7 +100,7 @@ static int takeover_body(lua_State *L)
 
 	if (!lua_conn_push_method(L, h->lc, "takeover"))
 		return luaL_error(L, "it has no takeover");
-	arg_push_value(L, h->state);
+	plain_push(L, h->state.bytes, h->state.length);
 	return vm_call_script(L, 2);
 }
 
@@ -208,7 +208,7 @@ static void leave(struct lua_conn *lc)
 }
 
 /* Lets the new code take a connection over with its state. NULL, or why it has not (caller frees). */
-static char *take_over(struct lua_conn *lc, struct heir *heir, struct vm *to, struct value *state, struct lua_conn **after)
+static char *take_over(struct lua_conn *lc, struct heir *heir, struct vm *to, struct plain state, struct lua_conn **after)
 {
 	struct handover_call h = {.class = &heir->class, .state = state, .signature = lc->signature};
 	struct conn *c = lc->c;
@@ -220,9 +220,11 @@ static char *take_over(struct lua_conn *lc, struct heir *heir, struct vm *to, st
 		return why;
 	h.lc->handler = heir->handler;
 	lua_conn_move(lc, h.lc);
+	lua_channel_move(lc, h.lc);
 	why = enter(&h, "takeover", takeover_body);
 	if (why && undo(c, &before)) {
 		lua_conn_move(h.lc, lc);
+		lua_channel_move(h.lc, lc);
 		leave(h.lc);
 		return why;
 	}
@@ -236,20 +238,19 @@ static char *take_over(struct lua_conn *lc, struct heir *heir, struct vm *to, st
 /* Moves one connection. NULL, or why it stays (caller frees). */
 static char *move(struct lua_conn *lc, struct heir *heir, struct vm *to, struct lua_conn **after)
 {
-	struct value state = {.kind = VALUE_NIL};
-	struct handover_call h = {.lc = lc, .state = &state};
+	struct handover_call h = {.lc = lc};
 	const char *tied;
 	char *why = enter(&h, "handover", handover_body);
 
-	if (!why && h.not_plain)
-		why = mem_printf("the state that handover returned: %s", h.not_plain);
-	else if (!why && !is_alive(lc))
+	if (!why)
+		why = h.why;
+	if (!why && !is_alive(lc))
 		why = mem_strdup("it was closed in handover");
 	else if (!why && (tied = tie(lc))) /* since handover */
 		why = mem_strdup(tied);
 	if (!why)
-		why = take_over(lc, heir, to, &state, after);
-	value_clear(&state);
+		why = take_over(lc, heir, to, h.state, after);
+	free(h.state.bytes);
 	return why;
 }
 

@@ -776,6 +776,7 @@ static int connect_body(lua_State *L)
 	lua_rawgeti(L, LUA_REGISTRYINDEX, k->class->meta_ref);
 	struct lua_conn *lc = lua_conn_create(L, -1, &t.flow);
 	lua_conn_set_label(lc, t.label);
+	lc->subject.label = scorer_label(vm_of(L)->options.loop->scorer, t.label);
 	lc->handler = k->handler;
 	lc->connect_timeout_ns = t.timeout_ns;
 	k->lc = lc;

@@ -93,6 +93,7 @@ int lua_udp_listen(lua_State *L, const struct listen_conf *conf, int handler, in
 {
 	struct vm *vm = vm_of(L);
 	char text[ADDR_TEXT_SIZE], *why = NULL;
+	struct sockfile none;
 	struct addr a = {0};
 	int count = last > handler ? last - handler : 0, args = 0;
 
@@ -109,7 +110,7 @@ int lua_udp_listen(lua_State *L, const struct listen_conf *conf, int handler, in
 	int *fd = push_holder(L);
 	*fd = claim(vm, conf->url_text);
 	if (*fd < 0)
-		*fd = listener_bind(conf, &a, &why);
+		*fd = listener_bind(conf, &none, &why);
 	if (*fd < 0) {
 		int error = errno;
 		arg_failure(L, errno_code(error), "%s", why);
@@ -130,7 +131,7 @@ struct serve_call {
 	const struct lua_class *class;
 	const struct flow *flow;
 	char *handler;
-	const char *label;
+	const struct listener *l;
 	int fd;
 	struct lua_conn *lc;
 };
@@ -142,7 +143,8 @@ static int serve_body(lua_State *L)
 	int function = 0, args = 0;
 
 	lua_rawgeti(L, LUA_REGISTRYINDEX, k->class->meta_ref);
-	k->lc = make(L, -1, k->flow, &k->fd, k->label);
+	k->lc = make(L, -1, k->flow, &k->fd, k->l->name);
+	k->lc->subject.label = k->l->label;
 	k->lc->handler = k->handler;
 	if (lua_rawgeti(L, LUA_REGISTRYINDEX, k->class->function_ref) != LUA_TNIL)
 		function = lua_gettop(L);
@@ -155,7 +157,7 @@ static int serve_body(lua_State *L)
 /* Serves a block. */
 struct lua_conn *lua_udp_serve(struct vm *vm, const struct lua_class *class, const struct flow *flow, char *handler, struct listener *l)
 {
-	struct serve_call k = {.class = class, .flow = flow, .handler = handler, .label = l->name, .fd = sock_duplicate(l->fd)};
+	struct serve_call k = {.class = class, .flow = flow, .handler = handler, .l = l, .fd = sock_duplicate(l->fd)};
 	struct vm_call call = {.body = serve_body, .argument = &k, .callback = "listen"};
 
 	if (k.fd < 0) {

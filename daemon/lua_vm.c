@@ -24,20 +24,24 @@ static const char overrun_message[] = "callback stopped: it ran longer than call
 static void *allocate(void *data, void *old, size_t old_size, size_t size)
 {
 	struct vm *vm = data;
+	struct stats *stats = vm->options.loop->stats;
 
 	if (!old)
 		old_size = 0; /* it is a type then */
 	if (size == 0) {
 		free(old);
 		vm->memory -= old_size;
+		stats->lua_memory -= old_size;
 		return NULL;
 	}
 	size_t left = vm->memory < vm->memory_limit ? vm->memory_limit - vm->memory : 0;
 	if (size > old_size && size - old_size > left)
 		return NULL;
 	void *block = realloc(old, size);
-	if (block)
+	if (block) {
 		vm->memory += size - old_size;
+		stats->lua_memory += size - old_size;
+	}
 	return block;
 }
 
@@ -279,7 +283,10 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 	struct failure f = {.co = L};
 	int results = 0;
 	bool is_spent = false;
+	struct loop *loop = vm->options.loop;
+	uint64_t began = loop_clock();
 
+	(void)loop_now(loop); /* this turn has begun, should anybody ask why it does not end */
 	guard_enter(vm->options.guard, vm);
 	vm->depth++;
 	vm->running = L;
@@ -317,7 +324,7 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 	guard_leave(vm->options.guard); /* no overrun comes up behind the next line */
 	if (vm->overrun) {
 		vm->overrun = false;
-		vm->options.loop->stats->callbacks_stopped += f.text != NULL;
+		loop->stats->callbacks_stopped += f.text != NULL;
 		lua_sethook(vm->L, NULL, 0, 0);
 		if (vm->callback)
 			lua_sethook(vm->callback, NULL, 0, 0);
@@ -327,6 +334,8 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 	if (f.status != LUA_OK)
 		vm->memory_limit -= REPORT_RESERVE;
 	vm->depth--;
+	if (call->callback)
+		scorer_callback(loop->scorer, call->subject ? call->subject->label : SCORE_SCRIPT, call->callback, loop_clock() - began);
 	return f.text;
 }
 

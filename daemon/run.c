@@ -119,8 +119,10 @@ int run_script(const struct config *config, const char *path, int count, char **
 	char *why = NULL, *copy = mem_strdup(path);
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (!runtime_open(&run.runtime, config, &why)) {
-		log_error("%s", why);
+	struct scoreboard *board = scoreboard_new(1);
+	if (!board || !runtime_open(&run.runtime, config, board->scores, &why)) {
+		log_error("%s", why ? why : errno_text(errno));
+		scoreboard_free(board);
 		free(why);
 		free(copy);
 		return 1;
@@ -154,6 +156,7 @@ int run_script(const struct config *config, const char *path, int count, char **
 		sig_unwatch(watches[i]);
 	}
 	runtime_close(&run.runtime);
+	scoreboard_free(board);
 	free(copy);
 	fflush(stdout);
 	return run.status;

@@ -44,7 +44,7 @@ struct service {
 	struct loop_hook at_end;
 	struct sig *watches[4];
 	int status;
-	char *pid_file;
+	struct pidfile pid_file;
 };
 
 /* em.stop in a handler: the process drains and ends. */
@@ -251,6 +251,7 @@ static void swap(struct service *s, struct generation *g, struct listener **open
 	runtime_configure(&s->runtime, g->config);
 	g->older = before;
 	s->newest = g;
+	s->runtime.score->generation = g->number;
 	generation_start(g, before);
 	if (before)
 		generation_retire(before, g);
@@ -336,11 +337,11 @@ static void reload(struct service *s)
 	}
 	char *status;
 	if (done) {
-		s->runtime.stats.reloads++;
+		s->runtime.stats->reloads++;
 		status = mem_printf("Serving, generation %llu", (unsigned long long)s->last_number);
 		log_info("reloaded: generation %llu serves", (unsigned long long)s->last_number);
 	} else {
-		s->runtime.stats.reloads_refused++;
+		s->runtime.stats->reloads_refused++;
 		log_problems(&problems, "reload refused: ");
 		status = mem_printf("Reload refused, generation %llu serves on: %s", (unsigned long long)s->last_number,
 		                    problems.count ? problems.lines[0] : "");
@@ -357,7 +358,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	struct problems problems = {0};
 
 	g->exhausted = false;
-	s->runtime.stats.memory_replacements++;
+	s->runtime.stats->memory_replacements++;
 	log_error("memory_limit (%llu bytes) reached by the live data of generation %llu: its connections end",
 	          (unsigned long long)g->config->memory_limit, (unsigned long long)g->number);
 	if (g == s->newest && s->state == SERVING) {
@@ -562,13 +563,10 @@ static bool start(struct service *s, struct config *config, struct problems *pro
 		s->ports = p;
 	}
 	free(open);
-	if (!problems->count && config->pid_file) {
-		if (pidfile_write(config->pid_file, &why)) {
-			s->pid_file = mem_strdup(config->pid_file);
-		} else {
-			problems_add(problems, "%s", why);
-			free(why);
-		}
+	if (!problems->count && config->pid_file &&
+	    (!pidfile_open(&s->pid_file, config->pid_file, -1, &why) || !pidfile_write(&s->pid_file, &why))) {
+		problems_add(problems, "%s", why);
+		free(why);
 	}
 	if (!problems->count)
 		give_away_files(s, config);
@@ -644,9 +642,7 @@ static void take_down(struct service *s)
 	if (s->runtime.loop)
 		loop_hook_remove(s->runtime.loop, STAGE_END, &s->at_end);
 	runtime_close(&s->runtime);
-	if (s->pid_file)
-		pidfile_remove(s->pid_file);
-	free(s->pid_file);
+	pidfile_close(&s->pid_file);
 }
 
 /* Serves. */
@@ -656,6 +652,7 @@ int service_run(const struct service_options *options)
 	struct problems problems = {0};
 	char *why = NULL;
 	bool started = false, to_file = false;
+	struct scoreboard *board = scoreboard_new(1);
 
 	/* what is wrong with the configuration is told before that says how to log: in the journal's way if it is the journal */
 	if (!log_open(LEVEL_INFO, FORMAT_AUTO, NULL, &why))
@@ -663,8 +660,8 @@ int service_run(const struct service_options *options)
 	struct config *config = read_config(options, &problems);
 	if (config && apply_log(config, &problems)) {
 		to_file = config->log_file != NULL;
-		if (!runtime_open(&s.runtime, config, &why)) {
-			problems_add(&problems, "%s", why);
+		if (!board || !runtime_open(&s.runtime, config, board->scores, &why)) {
+			problems_add(&problems, "%s", why ? why : errno_text(errno));
 			free(why);
 			config_free(config);
 		} else {
@@ -682,6 +679,7 @@ int service_run(const struct service_options *options)
 		if (to_file) /* whoever has started us looks at standard error */
 			log_problems(&problems, "");
 		problems_clear(&problems);
+		scoreboard_free(board);
 		return 1;
 	}
 	problems_clear(&problems);
@@ -694,7 +692,8 @@ int service_run(const struct service_options *options)
 		notify_stopping("Stopping");
 	finish(&s);
 	take_down(&s);
-	tell_stopped(&s.runtime.stats);
+	tell_stopped(s.runtime.stats);
+	scoreboard_free(board);
 	log_close();
 	return s.status;
 }
@@ -709,15 +708,17 @@ int service_check(const struct service_options *options, bool dump)
 
 	if (config) {
 		struct shared_config *shared = shared_config_new(config);
+		struct scoreboard *board = scoreboard_new(1);
 		if (dump)
 			config_dump_json(config, stdout);
-		if (!privs_drop(config->user, config->group, &why) || !runtime_open(&s.runtime, config, &why)) {
-			problems_add(&problems, "%s", why);
+		if (!privs_drop(config->user, config->group, &why) || !board || !runtime_open(&s.runtime, config, board->scores, &why)) {
+			problems_add(&problems, "%s", why ? why : errno_text(errno));
 			free(why);
 		} else {
 			generation_free(load(&s, shared, &problems));
 			runtime_close(&s.runtime);
 		}
+		scoreboard_free(board);
 		shared_config_release(shared);
 	}
 	for (size_t i = 0; i < problems.count; i++)

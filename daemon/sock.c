@@ -6,7 +6,6 @@
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* The options that scripts may use; the numbers are the platform's. */
@@ -160,46 +159,9 @@ int sock_option_get(int fd, const struct sock_option *option, int *value)
 	return getsockopt(fd, option->level_number, option->number, value, &size);
 }
 
-/* Makes way for a Unix listener: removes the socket file of a server that is gone. */
-static int clear_path(const struct addr *a)
-{
-	struct stat st;
-
-	if (a->un.sun_path[0] == '\0' || lstat(a->un.sun_path, &st) < 0)
-		return 0;
-	if (!S_ISSOCK(st.st_mode)) {
-		errno = EEXIST;
-		return -1;
-	}
-	int probe = sock_open(AF_UNIX);
-	if (probe < 0)
-		return -1;
-	int r = sock_connect(probe, a), error = errno;
-	close(probe);
-	if (r < 0 && error == ECONNREFUSED)
-		return unlink(a->un.sun_path) < 0 && errno != ENOENT ? -1 : 0;
-	errno = r == 0 || error == EAGAIN ? EADDRINUSE : error;
-	return -1;
-}
-
-/* Binds to a path. The file has the permissions asked for from the first moment on; a chmod later could meet another file. */
-static int bind_to_path(int fd, const struct addr *a, int mode)
-{
-	if (clear_path(a) < 0)
-		return -1;
-	if (mode < 0)
-		return bind(fd, &a->any, a->length);
-	mode_t before = umask(~(mode_t)mode & 0777);
-	int r = bind(fd, &a->any, a->length);
-	umask(before);
-	return r;
-}
-
 /* Binds to an address. */
-static int bind_to(int fd, const struct addr *a, bool reuse_port, int mode)
+static int bind_to(int fd, const struct addr *a, bool reuse_port)
 {
-	if (a->any.sa_family == AF_UNIX)
-		return bind_to_path(fd, a, mode);
 	if (set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) < 0)
 		return -1;
 	if (reuse_port && set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
@@ -211,13 +173,13 @@ static int bind_to(int fd, const struct addr *a, bool reuse_port, int mode)
 }
 
 /* Opens, binds, listens. */
-int sock_listen(const struct addr *a, int backlog, bool reuse_port, int mode)
+int sock_listen(const struct addr *a, int backlog, bool reuse_port)
 {
 	int fd = sock_open(a->any.sa_family);
 
 	if (fd < 0)
 		return -1;
-	if (bind_to(fd, a, reuse_port, mode) < 0 || listen(fd, backlog) < 0) {
+	if (bind_to(fd, a, reuse_port) < 0 || listen(fd, backlog) < 0) {
 		int saved = errno;
 		close(fd);
 		errno = saved;

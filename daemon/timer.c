@@ -94,6 +94,7 @@ static void on_alarm(evutil_socket_t fd, short what, void *data)
 		if (t->due_ns > now || t->sequence >= first_new)
 			break;
 		take_out(ts, t);
+		scorer_timer(ts->loop->scorer, now - t->due_ns);
 		t->on_fire(t->data);
 	}
 }

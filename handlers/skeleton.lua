@@ -103,6 +103,12 @@ function Skeleton:send_error(message, code, host, port)
   em.log.info("nothing goes to %s %d: %s (%s)", host, port, message, code)
 end
 
+--- On a named channel that self:subscribe(name) has named: what somebody in the daemon has pushed, plain data. All who hear of it here
+-- get the same table: do not change it.
+function Skeleton:receive_message(name, data)
+  em.log.info("%s: %s", name, data)
+end
+
 --- A reload: what does the new code have to know of this connection? The answer is plain data, and goes to the new code's takeover. It
 -- describes and changes nothing: if the hand-over fails, the connection stays here.
 function Skeleton:handover()
@@ -116,7 +122,8 @@ function Skeleton:takeover(state)
   connections = connections + 1
 end
 
---- The end: exactly once, last; not for a connection that newer code has taken over. err is nil when all is well, else a code such as "ECONNRESET"; why says it in words.
+--- The end: exactly once, last, in the code that has the connection then. err is nil when all is well, else a code such as "ECONNRESET";
+-- why says it in words.
 function Skeleton:unbind(err, why)
   connections = connections - 1
   if err then

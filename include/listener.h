@@ -11,6 +11,7 @@
 #include "config.h"
 #include "loop.h"
 #include "preface.h"
+#include "sockfile.h"
 #include "timer.h"
 
 #define LISTENER_BATCH 64               /* connections accepted in one pass at most */
@@ -27,9 +28,8 @@ struct listener {
 	struct addr local;
 	char *url;           /* as configured, in its canonical spelling */
 	char *name;          /* the same with the port that the system picked */
-	char *unlink_path;   /* socket file to remove at the end, NULL if none */
-	dev_t unlink_device; /* which file that is: another server may have put its own there meanwhile */
-	ino_t unlink_inode;
+	struct sockfile file; /* of a Unix socket that it has made */
+	unsigned label;      /* its number in the scoreboard */
 	uint64_t max_connections, max_per_address; /* 0: no limit */
 	uint64_t live;                             /* accepted and not yet released */
 	struct address_count *addresses;           /* uthash */
@@ -58,8 +58,8 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 struct listener *listener_adopt(struct loop *loop, const struct listen_conf *conf, int fd,
                                 void (*on_accept)(struct listener *l, int fd, const struct addr *peer), void *user, char **why)
 	__attribute__((warn_unused_result));
-/* Binds (and for streams listens) as a block says: the descriptor, or -1 with errno and the reason in *why (caller frees). */
-int listener_bind(const struct listen_conf *conf, struct addr *a, char **why) __attribute__((warn_unused_result));
+/* Binds (and for streams listens) as a block says: the descriptor, and in *file the file of a Unix socket; or -1 with errno and the reason in *why (caller frees). */
+int listener_bind(const struct listen_conf *conf, struct sockfile *file, char **why) __attribute__((warn_unused_result));
 
 /* Takes over the options that may change while it is open: limits, backlog, permissions. */
 void listener_update(struct listener *l, const struct listen_conf *conf);

@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "stats.h"
+#include "scoreboard.h"
 
 #define LOOP_BUFFER_SIZE (256 * 1024) /* bytes of the shared receive buffer */
 
@@ -33,7 +33,9 @@ struct bus;
 
 struct loop {
 	struct event_base *base;
-	struct stats *stats;           /* borrowed */
+	struct score *score;           /* borrowed */
+	struct stats *stats;           /* its counters */
+	struct scorer *scorer;
 	struct timers *timers;         /* timer.c's */
 	struct activation *activation; /* sockets that the process was started with; borrowed */
 	struct bus *bus;               /* to the master; borrowed, NULL where there is none */
@@ -45,8 +47,8 @@ struct loop {
 	char *buffer;                /* LOOP_BUFFER_SIZE bytes that every read of a turn goes through */
 };
 
-/* A loop, or NULL with errno. stats is borrowed for its lifetime. */
-struct loop *loop_new(struct stats *stats) __attribute__((warn_unused_result));
+/* A loop, or NULL with errno, that takes over a score, which is borrowed for its lifetime. */
+struct loop *loop_new(struct score *score) __attribute__((warn_unused_result));
 void loop_free(struct loop *loop);
 
 /* One turn; sleeps until something happens unless somebody called loop_wake. */

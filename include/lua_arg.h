@@ -14,8 +14,7 @@
 #include "addr.h"
 #include "value.h"
 
-#define ARG_MAX_DEPTH 32           /* levels of tables in plain data */
-#define ARG_MAX_SIZE (1024 * 1024) /* bytes of plain data: of its strings, and 9 for each other value and key */
+#define ARG_MAX_DEPTH 32 /* levels of tables in plain data */
 
 /* Seconds (a number >= 0, at most a thousand years) to nanoseconds, and back. */
 uint64_t arg_seconds(lua_State *L, int index);

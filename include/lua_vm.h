@@ -19,12 +19,14 @@
 #include "resolver.h"
 #include "tls.h"
 
+struct channels;
 struct processes;
 struct vm;
 struct vm_block;
 struct lua_conn;
 struct lua_server;
 struct lua_signal;
+struct lua_subscription;
 struct lua_timer;
 struct watches;
 struct socket_inheritance;
@@ -32,7 +34,8 @@ struct lua_lookup;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
 struct vm_subject {
-	int self_ref; /* registry: what em.error_handler gets as its second argument */
+	int self_ref;   /* registry: what em.error_handler gets as its second argument */
+	unsigned label; /* what its callbacks are counted under, see scoreboard.h */
 	/* Fills in what is known; peer is room for the address's text. */
 	void (*describe)(struct vm_subject *s, struct log_context *context, char peer[ADDR_TEXT_SIZE]);
 	void (*failed)(struct vm_subject *s, const char *message); /* ends it because of the error */
@@ -52,6 +55,7 @@ struct vm_options {
 	struct watches *watches;
 	struct resolver *resolver;
 	struct processes *processes;
+	struct channels *channels;
 	struct guard *guard;
 	struct tls_contexts *tls;
 	const struct vm_host *host;
@@ -93,6 +97,8 @@ struct vm {
 	struct lua_server *servers;
 	struct lua_timer *timers;
 	struct lua_signal *signals;
+	struct lua_subscription *subscriptions; /* of named channels: uthash, by id */
+	uint64_t last_subscription;             /* id */
 	struct lua_timer *firing; /* the one whose function runs, NULL: none */
 	size_t conn_count, server_count, timer_count;
 	const void *conn_meta;                        /* identity of the handle's metatable, see lua_conn.c */
@@ -126,7 +132,7 @@ void vm_start(struct vm *vm);
 struct vm_call {
 	lua_CFunction body; /* gets argument as a light userdata; may raise; calls scripts by vm_call_script alone */
 	void *argument;
-	const char *callback;       /* its name for the log, or NULL */
+	const char *callback;       /* its name for the log and for the scoreboard, a constant, or NULL */
 	struct vm_subject *subject; /* whose it is, or NULL; body may set it later */
 };
 

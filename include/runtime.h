@@ -5,6 +5,7 @@
 #define REACTORD_RUNTIME_H
 
 #include "activation.h"
+#include "channel.h"
 #include "config.h"
 #include "conn.h"
 #include "guard.h"
@@ -12,25 +13,28 @@
 #include "lua_vm.h"
 #include "process.h"
 #include "resolver.h"
-#include "stats.h"
+#include "scoreboard.h"
 #include "tls.h"
 #include "watch.h"
 
 struct runtime {
-	struct stats stats;
+	struct score *score; /* borrowed: outlives it */
+	struct stats *stats; /* the score's */
 	struct loop *loop;
 	struct conns *conns;
 	struct watches *watches;
 	struct resolver *resolver;
 	struct processes *processes;
+	struct channels *channels;
 	struct guard *guard;
 	struct activation *activation;
 	struct tls_contexts *tls;
 	char *library_dir; /* shipped handlers and em/ */
 };
 
-/* Makes it; false with a reason (caller frees). */
-bool runtime_open(struct runtime *r, const struct config *config, char **why) __attribute__((warn_unused_result));
+/* Makes it; the process takes the score over. False with a reason (caller frees). */
+bool runtime_open(struct runtime *r, const struct config *config, struct score *score, char **why)
+	__attribute__((warn_unused_result));
 void runtime_close(struct runtime *r);
 
 /* Limits that a reload may change. */

@@ -43,9 +43,8 @@ const struct sock_option *sock_option(const char *level, const char *name);
 int sock_option_set(int fd, const struct sock_option *option, int value) __attribute__((warn_unused_result));
 int sock_option_get(int fd, const struct sock_option *option, int *value) __attribute__((warn_unused_result));
 
-/* A listening socket. A Unix path that is left over from a dead server is replaced; EADDRINUSE where a live one listens or
- * the path is no socket. mode: permissions of the socket file, -1 by umask. */
-int sock_listen(const struct addr *a, int backlog, bool reuse_port, int mode) __attribute__((warn_unused_result));
+/* A listening TCP socket; Unix ones are sockfile.h's. */
+int sock_listen(const struct addr *a, int backlog, bool reuse_port) __attribute__((warn_unused_result));
 
 /* A bound datagram socket, which may broadcast and tells of every destination that could not be reached. Sharing its port is what
  * reuse_port and multicast addresses are for; else a port that is in use is EADDRINUSE. */

@@ -195,7 +195,7 @@ describe("as root, in a folder of somebody else's", function()
     local d = start 'pid_file = "run/x.pid"'
     d.unchecked = true
     assert.equal(1, (d:wait()))
-    assert.matches("pid file [^\n]*x.pid: No such device or address\n", d:log())
+    assert.matches("pid file [^\n]*x.pid: not a regular file\n", d:log())
   end)
 end)
 

@@ -17,7 +17,7 @@
 
 #define LIMIT (8u << 20)
 
-static struct stats stats;
+static struct score score;
 static struct loop *loop;
 static struct bus *a, *b;
 static unsigned ends; /* on_end calls of either */
@@ -87,7 +87,7 @@ static int set_up(void **state)
 	memset(&told, 0, sizeof told);
 	told.kept = -1;
 	ends = 0;
-	loop = loop_new(&stats);
+	loop = loop_new(&score);
 	if (!loop || !bus_pair(fds))
 		return -1;
 	a = bus_new(loop, fds[0], LIMIT, on_end, NULL);

@@ -19,7 +19,7 @@
 
 #define MS 1000000u
 
-static struct stats stats;
+static struct score score;
 static struct loop *loop;
 static struct conns *conns;
 
@@ -112,8 +112,8 @@ static int set_up(void **state)
 {
 	(void)state;
 	signal(SIGPIPE, SIG_IGN);
-	memset(&stats, 0, sizeof stats);
-	loop = loop_new(&stats);
+	memset(&score, 0, sizeof score);
+	loop = loop_new(&score);
 	if (!loop || !timers_open(loop))
 		return -1;
 	conns = conns_new(loop, 100000000);
@@ -131,7 +131,7 @@ static int tear_down(void **state)
 	}
 	assert_int_equal(conns->count, 0);
 	assert_int_equal(conns->queued, 0);
-	assert_int_equal(stats.bytes_queued, 0);
+	assert_int_equal(score.stats.bytes_queued, 0);
 	conns_free(conns);
 	timers_close(loop);
 	loop_free(loop);
@@ -202,7 +202,7 @@ static void sends_are_gathered(void **state)
 	assert_int_equal(u.c->queued, 0);
 	assert_int_equal(u.flushes, 1);
 	assert_int_equal(u.c->bytes_out, 7);
-	assert_int_equal(stats.bytes_out, 7);
+	assert_int_equal(score.stats.bytes_out, 7);
 	close(u.peer);
 }
 
@@ -224,7 +224,7 @@ static void input_comes_in_order_then_eof(void **state)
 	assert_int_equal(u.ends, 1);
 	assert_string_equal(u.code, "");
 	assert_string_equal(u.why, "eof");
-	assert_int_equal(stats.bytes_in, 11);
+	assert_int_equal(score.stats.bytes_in, 11);
 }
 
 /* Output that waits is dropped by an end, and the first reason counts. */
@@ -382,7 +382,7 @@ static void output_has_a_limit(void **state)
 	turns(1);
 	assert_string_equal(u.code, "ELIMIT");
 	assert_string_equal(u.why, "outbound limit");
-	assert_int_equal(stats.limits_met, 1);
+	assert_int_equal(score.stats.limits_met, 1);
 	close(u.peer);
 }
 

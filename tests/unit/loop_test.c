@@ -13,7 +13,7 @@
 
 #include "loop.h"
 
-static struct stats stats;
+static struct score score;
 static struct loop *loop;
 static char said[256]; /* the hooks' names in the order in which they ran */
 
@@ -50,9 +50,9 @@ static void add(enum loop_stage stage, struct speaker *s)
 static int set_up(void **state)
 {
 	(void)state;
-	memset(&stats, 0, sizeof stats);
+	memset(&score, 0, sizeof score);
 	said[0] = '\0';
-	loop = loop_new(&stats);
+	loop = loop_new(&score);
 	return loop ? 0 : -1;
 }
 
@@ -85,7 +85,7 @@ static void stages_run_in_order(void **state)
 	add(STAGE_POLL, &b);
 	assert_string_equal(turn(), "abcde");
 	assert_string_equal(turn(), "abcde");
-	assert_int_equal(stats.turns, 2);
+	assert_int_equal(score.stats.turns, 2);
 	loop_hook_remove(loop, STAGE_TICK, &c.hook);
 	loop_hook_remove(loop, STAGE_TICK, &c.hook);
 	loop_hook_remove(loop, STAGE_END, &a.hook); /* is in another stage */
@@ -159,7 +159,7 @@ static void waking_lasts_for_one_turn(void **state)
 	loop_wake(loop);
 	for (int i = 0; i < 100; i++)
 		loop_turn(loop);
-	assert_int_equal(stats.turns, 100);
+	assert_int_equal(score.stats.turns, 100);
 	assert_true(loop->awake);
 }
 

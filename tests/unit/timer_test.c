@@ -15,7 +15,7 @@
 
 #define MS 1000000u /* nanoseconds */
 
-static struct stats stats;
+static struct score score;
 static struct loop *loop;
 
 /* Timers that note the order in which they fire. */
@@ -54,7 +54,7 @@ static void probe_init(struct probe *p, int number)
 static int set_up(void **state)
 {
 	(void)state;
-	loop = loop_new(&stats);
+	loop = loop_new(&score);
 	if (!loop || !timers_open(loop))
 		return -1;
 	order_count = 0;

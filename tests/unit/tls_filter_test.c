@@ -17,7 +17,7 @@
 #include "conn.h"
 #include "tls_filter.h"
 
-static struct stats stats;
+static struct score score;
 static struct loop *loop;
 static struct conns *conns;
 static struct tls_contexts *contexts;
@@ -68,8 +68,8 @@ static int set_up(void **state)
 {
 	(void)state;
 	signal(SIGPIPE, SIG_IGN);
-	memset(&stats, 0, sizeof stats);
-	loop = loop_new(&stats);
+	memset(&score, 0, sizeof score);
+	loop = loop_new(&score);
 	if (!loop || !timers_open(loop))
 		return -1;
 	conns = conns_new(loop, 100000000);
@@ -82,7 +82,7 @@ static int tear_down(void **state)
 	(void)state;
 	assert_int_equal(conns->count, 0);
 	assert_int_equal(conns->queued, 0);
-	assert_int_equal(stats.bytes_queued, 0);
+	assert_int_equal(score.stats.bytes_queued, 0);
 	conns_free(conns);
 	tls_contexts_free(contexts);
 	timers_close(loop);
