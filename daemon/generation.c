@@ -367,6 +367,8 @@ void generation_hand_over(struct generation *g)
 	struct lua_handover_count sum = {0};
 
 	for (struct generation *old = g->older; old; old = old->older) {
+		if (old->vm->exhausted)
+			continue; /* its data has filled its memory: its connections end with it */
 		struct lua_handover_count count = lua_handover(old->vm, g->vm, on_moved, g);
 		sum.moved += count.moved;
 		sum.stayed += count.stayed;
