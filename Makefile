@@ -98,7 +98,7 @@ help:
 	@echo 'make asan       the same tests under address, undefined-behaviour and leak sanitizers'
 	@echo 'make lint       luacheck, clang-format, cppcheck'
 	@echo 'make format     clang-format over all C files'
-	@echo 'make bench      echo speed beside a bare epoll server'
+	@echo 'make bench      echo speed beside a bare epoll server; what clients notice of reloads'
 	@echo 'make install    into DESTDIR, PREFIX ($(PREFIX)), SYSCONFDIR ($(SYSCONFDIR)); make uninstall'
 	@echo 'make clean      remove build/'
 
@@ -172,6 +172,7 @@ $(TESTSYS): tests/support/testsys.c
 bench: test-deps
 	@$(SUBMAKE) all $(BENCHES)
 	@tests/bench/run $(BUILD)/reactord
+	@tests/bench/live $(BUILD)/reactord
 
 $(BUILD)/bench/%: tests/bench/%.c $(BUILD)/flags
 	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $< $(LIBS)
