@@ -26,11 +26,11 @@ WIRE     = sock sockfile bus adopt tls proxyproto conn_input conn_output conn fi
 SOURCES  = resolver activation preface listener connector relay watch process channel store
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_shared lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_dns lua_timer lua_signal \
-           lua_process lua_sys lua_sandbox lua_core
+LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_shared lua_methods lua_relay lua_tls lua_file lua_handler \
+           lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal lua_process lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
-SERVICE  = notify pidfile runtime generation service run
+SERVICE  = notify pidfile spread runtime settings ports startup generation service run
 
 # 7 main: options and subcommands
 MAIN     = main
@@ -98,7 +98,7 @@ help:
 	@echo 'make asan       the same tests under address, undefined-behaviour and leak sanitizers'
 	@echo 'make lint       luacheck, clang-format, cppcheck'
 	@echo 'make format     clang-format over all C files'
-	@echo 'make bench      echo speed beside a bare epoll server'
+	@echo 'make bench      echo speed beside a bare epoll server; what clients notice of reloads'
 	@echo 'make install    into DESTDIR, PREFIX ($(PREFIX)), SYSCONFDIR ($(SYSCONFDIR)); make uninstall'
 	@echo 'make clean      remove build/'
 
@@ -172,6 +172,7 @@ $(TESTSYS): tests/support/testsys.c
 bench: test-deps
 	@$(SUBMAKE) all $(BENCHES)
 	@tests/bench/run $(BUILD)/reactord
+	@tests/bench/live $(BUILD)/reactord
 
 $(BUILD)/bench/%: tests/bench/%.c $(BUILD)/flags
 	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $< $(LIBS)

@@ -13,6 +13,7 @@
 #include "mem.h"
 #include "run.h"
 #include "service.h"
+#include "startup.h"
 
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
 
@@ -165,6 +166,14 @@ static int detach(int *ready_fd)
 	return -1;
 }
 
+/* Serves until stopped; the exit status. */
+static int serve_config(const struct service_options *options)
+{
+	struct config *config = startup_configure(options);
+
+	return config ? service_run(options, config) : STATUS_FAILED;
+}
+
 /* reactord, reactord check */
 static int serve(int argc, char **argv, bool check)
 {
@@ -185,7 +194,7 @@ static int serve(int argc, char **argv, bool check)
 		if (line.detach)
 			status = detach(&options.ready_fd);
 		if (status < 0)
-			status = service_run(&options);
+			status = serve_config(&options);
 	}
 	free(line.overrides);
 	return status;
@@ -245,7 +254,7 @@ static int run(int argc, char **argv)
 		                                  .handler = file,
 		                                  .urls = line.urls,
 		                                  .url_count = line.url_count};
-		status = service_run(&options);
+		status = serve_config(&options);
 		free(file);
 	} else if (status < 0) {
 		status = run_file(&line, path, argc - first - 1, argv + first + 1);

@@ -38,6 +38,7 @@ struct listener {
 	bool watched;                              /* accepting */
 	bool busy;                                 /* in its batch: must not be freed */
 	bool datagrams;                            /* nothing to accept: it keeps the socket for those who receive on a duplicate of it */
+	int batch;                                 /* connections accepted in one pass at most */
 	struct timer retry;
 	uint64_t told_ns;                                                       /* when the log last heard of starvation */
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer); /* takes fd over */
@@ -66,6 +67,9 @@ void listener_update(struct listener *l, const struct listen_conf *conf);
 
 /* Gives the file of a Unix socket to a user, so that it may be removed and changed after rights were given up. */
 void listener_give(struct listener *l, uid_t uid, gid_t gid);
+
+/* The file stays when it closes: another process has it. */
+void listener_leave_file(struct listener *l);
 
 void listener_pause(struct listener *l);
 void listener_resume(struct listener *l);
