@@ -33,6 +33,7 @@ static struct {
 	char *path;             /* NULL: standard error */
 	int fd;
 	bool is_socket, is_pipe;
+	unsigned process;         /* 0: the only one, which goes without saying */
 	bool stalled;             /* the last event found no reader: do not wait for it again */
 	bool torn;                /* the last line was cut off: begin with a line break */
 	uint64_t lost;            /* events dropped since the last one that was written */
@@ -252,10 +253,16 @@ static bool report_lost(void)
 	if (log_state.torn)
 		line = (struct log_line){.bytes = mem_strdup("\n"), .length = 1, .size = 1};
 	snprintf(message, sizeof message, "log: %" PRIu64 " events were lost: they could not be written", log_state.lost);
-	log_line_make(&line, log_state.format, LEVEL_WARN, NULL, message);
+	log_line_make(&line, log_state.format, log_state.process, LEVEL_WARN, NULL, message);
 	written = write_all(line.bytes, line.length);
 	free(line.bytes);
 	return written;
+}
+
+/* Names the process. */
+void log_set_process(unsigned process)
+{
+	log_state.process = process;
 }
 
 /* Writes one event. */
@@ -263,7 +270,7 @@ static void write_event(enum log_level level, const struct log_context *context,
 {
 	struct log_line line = {0};
 
-	log_line_make(&line, log_state.format, level, context, message);
+	log_line_make(&line, log_state.format, log_state.process, level, context, message);
 	if ((log_state.lost == 0 || report_lost()) && write_all(line.bytes, line.length))
 		log_state.lost = 0;
 	else

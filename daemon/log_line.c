@@ -91,7 +91,7 @@ static void put_plain(struct log_line *line, const char *text, size_t length)
 }
 
 /* The fields of a context in the order in which they are written. */
-static void put_context(struct log_line *line, const struct log_context *context, bool json)
+static void put_context(struct log_line *line, const struct log_context *context, unsigned process, bool json)
 {
 	const char *const names[] = {"listener", "peer", "handler", "callback", "source"};
 	const char *const values[] = {context->listener, context->peer, context->handler, context->callback, context->source};
@@ -116,6 +116,12 @@ static void put_context(struct log_line *line, const struct log_context *context
 		put_text(line, number);
 		before = " ";
 	}
+	if (process != 0) {
+		put_text(line, json ? "," : before);
+		snprintf(number, sizeof number, json ? "\"process\":%u" : "process=%u", process);
+		put_text(line, number);
+		before = " ";
+	}
 	if (!json && before[1] == '\0')
 		put(line, "]", 1);
 }
@@ -136,7 +142,7 @@ static void put_time(struct log_line *line)
 }
 
 /* Makes the one line of an event in JSON. */
-static void make_json(struct log_line *line, enum log_level level, const struct log_context *context, const char *message)
+static void make_json(struct log_line *line, unsigned process, enum log_level level, const struct log_context *context, const char *message)
 {
 	put_text(line, "{\"time\":\"");
 	put_time(line);
@@ -144,15 +150,14 @@ static void make_json(struct log_line *line, enum log_level level, const struct 
 	put_text(line, log_level_name(level));
 	put_text(line, "\",\"message\":");
 	put_json(line, message);
-	if (context)
-		put_context(line, context, true);
+	put_context(line, context, process, true);
 	put_text(line, "}\n");
 }
 
 /* Makes the text of an event. The fields end its first line; each further line of the message begins with a tab, or with the
  * priority again for the journal, which takes lines one by one. */
-static void make_text(struct log_line *line, enum log_format format, enum log_level level, const struct log_context *context,
-                      const char *message)
+static void make_text(struct log_line *line, enum log_format format, unsigned process, enum log_level level,
+                      const struct log_context *context, const char *message)
 {
 	char lead[8] = "\t";
 
@@ -169,8 +174,8 @@ static void make_text(struct log_line *line, enum log_format format, enum log_le
 		size_t length = strcspn(message, "\n");
 
 		put_plain(line, message, length);
-		if (first && context)
-			put_context(line, context, false);
+		if (first)
+			put_context(line, context, process, false);
 		put(line, "\n", 1);
 		message += length;
 		if (*message == '\0' || *++message == '\0')
@@ -180,11 +185,15 @@ static void make_text(struct log_line *line, enum log_format format, enum log_le
 }
 
 /* Makes the line of an event. */
-void log_line_make(struct log_line *line, enum log_format format, enum log_level level, const struct log_context *context,
+void log_line_make(struct log_line *line, enum log_format format, unsigned process, enum log_level level, const struct log_context *context,
                    const char *message)
 {
+	static const struct log_context none;
+
+	if (!context)
+		context = &none;
 	if (format == FORMAT_JSON)
-		make_json(line, level, context, message);
+		make_json(line, process, level, context, message);
 	else
-		make_text(line, format, level, context, message);
+		make_text(line, format, process, level, context, message);
 }

@@ -10,8 +10,9 @@ struct log_line {
 	size_t length, size;
 };
 
-/* Appends the line or lines of an event, with its line break. format is never FORMAT_AUTO; context may be NULL. */
-void log_line_make(struct log_line *line, enum log_format format, enum log_level level, const struct log_context *context,
+/* Appends the line or lines of an event, with its line break. format is never FORMAT_AUTO; process 0: not named; context may
+ * be NULL. */
+void log_line_make(struct log_line *line, enum log_format format, unsigned process, enum log_level level, const struct log_context *context,
                    const char *message);
 
 #endif

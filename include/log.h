@@ -43,6 +43,9 @@ void log_set_repeats(unsigned most);
 void log_set_waker(void (*wake)(void *data), void *data); /* NULL: nobody */
 void log_tell_repeats(void);
 
+/* Which of several processes this is: every line says so from now on; 0: the only one. */
+void log_set_process(unsigned process);
+
 void log_set_level(enum log_level level);
 enum log_level log_get_level(void);
 const char *log_level_name(enum log_level level);
