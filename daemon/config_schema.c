@@ -32,6 +32,8 @@ static const struct option_def top[] = {
      .help = "Unsent bytes of all connections together; over it the longest queue ends"},
 	{"channel_queue", OPTION_SIZE, CONFIG(channel_queue), .fallback = "\"16 MiB\"", .min = 65536, .max = BYTES_MAX, .reloadable = true,
      .help = "Messages on named channels that may wait in a process to be delivered; over it pushing is refused"},
+	{"shared_size", OPTION_SIZE, CONFIG(shared_size), .fallback = "\"16 MiB\"", .min = 65536, .max = BYTES_MAX,
+     .help = "What em.shared may hold, all names together"},
 	{"callback_time", OPTION_SECONDS, CONFIG(callback_time_ns), .fallback = "1", .max = SECONDS_MAX, .reloadable = true,
      .help = "Seconds after which a callback is stopped; 0 is never"},
 	{"hang_timeout", OPTION_SECONDS, CONFIG(hang_timeout_ns), .fallback = "10", .max = SECONDS_MAX, .reloadable = true,
