@@ -21,6 +21,7 @@
 #include "tls.h"
 
 struct channels;
+struct sources;
 struct processes;
 struct vm;
 struct vm_block;
@@ -68,6 +69,7 @@ struct vm_options {
 	const char *library_dir;     /* the shipped handlers and em/ */
 	bool is_script;              /* reactord run: print writes to standard output, nothing is "loading" */
 	uint64_t generation;
+	struct sources *sources; /* the texts of its files, filled while handlers load; borrowed; NULL: every file is read when it is wanted */
 };
 
 struct vm {
