@@ -26,11 +26,11 @@ WIRE     = sock sockfile bus adopt tls proxyproto conn_input conn_output conn fi
 SOURCES  = resolver activation preface listener connector relay watch process channel
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_dns lua_timer lua_signal \
+LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal \
            lua_process lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
-SERVICE  = notify pidfile runtime settings ports startup generation service run
+SERVICE  = notify pidfile spread runtime settings ports startup generation service run
 
 # 7 main: options and subcommands
 MAIN     = main

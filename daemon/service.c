@@ -120,9 +120,10 @@ void service_commit(struct service *s, struct prepared *p)
 	generation_start(g, before);
 	if (before)
 		generation_retire(before, g);
+	generation_hand_over(g);
 	for (struct generation *old = g; old; old = old->older)
-		if (++alive > (size_t)g->config->generations && old != g)
-			generation_end(old, NULL, "reloaded");
+		if ((old == g || old->vm->conn_count) && ++alive > (size_t)g->config->generations && old != g)
+			generation_expire(old);
 	shared_config_release(p->shared);
 	*p = (struct prepared){0};
 }
@@ -252,7 +253,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 static void finish(struct service *s)
 {
 	s->state = STOPPED;
-	timer_stop(s->runtime.loop, &s->drain_limit);
+	spread_stop(&s->last_days);
 	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
@@ -265,6 +266,31 @@ static void finish(struct service *s)
 	runtime_finish(&s->runtime);
 }
 
+/* Asks some of the connections that a drain waits for to end. Returns how many are still to be asked. */
+static size_t finish_accepted(struct service *s, size_t some)
+{
+	size_t left = 0;
+
+	for (struct generation *g = s->newest; g; g = g->older) {
+		size_t before = generation_finish_accepted(g, 0, NULL), now = some ? generation_finish_accepted(g, some, "stopped") : before;
+		some -= before - now;
+		left += now;
+	}
+	return left;
+}
+
+/* Counts them. */
+static size_t count_accepted(void *data)
+{
+	return finish_accepted(data, 0);
+}
+
+/* The drain comes to its end. */
+static void end_some(void *data, size_t some)
+{
+	finish_accepted(data, some);
+}
+
 /* The drain has taken too long. */
 static void on_drain_limit(void *data)
 {
@@ -273,6 +299,8 @@ static void on_drain_limit(void *data)
 	s->stop_now = true;
 	loop_wake(s->runtime.loop);
 }
+
+static const struct spread_events last_days = {.count = count_accepted, .end_some = end_some, .on_limit = on_drain_limit};
 
 /* Connections that the drain waits for. */
 static size_t accepted(const struct service *s)
@@ -300,7 +328,7 @@ static void drain(struct service *s)
 	size_t left = accepted(s);
 	if (left)
 		log_info("draining: %zu connection(s) may go on for %.0f s", left, (double)limit_ns / 1e9);
-	timer_start(s->runtime.loop, &s->drain_limit, limit_ns);
+	spread_start(&s->last_days, limit_ns);
 }
 
 /* The turn's end of the daemon: what callbacks and signals have asked for is done here, with no script on the stack. */
@@ -394,7 +422,7 @@ bool service_open(struct service *s, const struct service_options *options, cons
 		return false;
 	}
 	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};
-	timer_init(&s->drain_limit, on_drain_limit, s);
+	spread_init(&s->last_days, s->runtime.loop, &last_days, s);
 	s->at_end = (struct loop_hook){.run = at_end, .data = s};
 	loop_hook_add(s->runtime.loop, STAGE_END, &s->at_end);
 	return true;

@@ -11,6 +11,7 @@
 #include "ports.h"
 #include "runtime.h"
 #include "settings.h"
+#include "spread.h"
 
 enum service_state { SERVING, DRAINING, STOPPED };
 
@@ -30,7 +31,7 @@ struct service {
 	enum service_state state;
 	bool reload_asked, stop_asked, stop_now;
 	double drain_s; /* em.stop's; < 0: the configuration's */
-	struct timer drain_limit;
+	struct spread last_days; /* of a drain */
 	struct loop_hook at_end;
 	struct sig *watches[4];
 	int status;
