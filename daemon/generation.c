@@ -312,9 +312,11 @@ void generation_start(struct generation *g, struct generation *before)
 	for (size_t i = 0; i < g->config->listen_count; i++)
 		if (g->config->listens[i].url.scheme == SCHEME_UDP)
 			receive(&g->receivers[i]);
-	for (size_t i = 0; i < g->config->connect_count; i++)
-		if (!take_over(&g->dialers[i], before))
+	for (size_t i = 0; i < g->config->connect_count; i++) {
+		g->dialers[i].stopped = g->runtime->loop->process > 1 && !g->config->connects[i].each_process; /* the first process has it */
+		if (!g->dialers[i].stopped && !take_over(&g->dialers[i], before))
 			dial(&g->dialers[i]);
+	}
 }
 
 /* Dials no more. */

@@ -20,6 +20,7 @@
 #include "lua_process.h"
 #include "lua_relay.h"
 #include "lua_sandbox.h"
+#include "lua_shared.h"
 #include "lua_signal.h"
 #include "lua_sys.h"
 #include "lua_timer.h"
@@ -329,6 +330,7 @@ static int open_vm(lua_State *L)
 	lua_methods_open(L);
 	lua_setfield(L, 1, "Connection");
 	lua_channel_open(L);
+	lua_shared_open(L);
 	lua_handler_open(L);
 	lua_udp_open(L);
 	lua_net_open(L);

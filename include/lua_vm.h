@@ -30,6 +30,7 @@ struct lua_subscription;
 struct lua_timer;
 struct watches;
 struct socket_inheritance;
+struct store;
 struct lua_lookup;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
@@ -56,6 +57,7 @@ struct vm_options {
 	struct resolver *resolver;
 	struct processes *processes;
 	struct channels *channels;
+	struct store *store;
 	struct guard *guard;
 	struct tls_contexts *tls;
 	const struct vm_host *host;
