@@ -11,7 +11,7 @@ BUILD      = build
 # tests/spec/layers_spec.lua reads these lines and checks that.
 
 # 0 ground: logging, memory, plain data, addresses, counters and where processes share them, rights
-GROUND   = mem log value addr stats scoreboard privs
+GROUND   = mem log_line log_fold log value addr stats scoreboard sources privs
 
 # 1 settings: all mistakes at once, a sandboxed Lua file to plain data, plain data to a checked configuration
 SETTINGS = problems confread_lines confread_value confread option config_schema config_dump config_tls config
@@ -26,7 +26,7 @@ WIRE     = sock sockfile bus adopt tls proxyproto conn_input conn_output conn fi
 SOURCES  = resolver activation preface listener connector relay watch process channel store
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_shared lua_methods lua_relay lua_tls lua_file lua_handler \
+LUA      = lua_vm lua_arg lua_source lua_plain lua_conn lua_channel lua_shared lua_methods lua_relay lua_tls lua_file lua_handler \
            lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal lua_process lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
