@@ -23,14 +23,14 @@ REACTOR  = loop timer sig guard
 WIRE     = sock sockfile bus adopt tls proxyproto conn_input conn_output conn file tls_filter udp
 
 # 4 sources: what produces connections
-SOURCES  = resolver activation preface listener connector relay watch process
+SOURCES  = resolver legacy activation preface listener connector relay watch process
 
 # 5 lua: the door into the scripts, one binding a file
 LUA      = lua_vm lua_arg lua_conn lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_dns lua_timer lua_signal \
            lua_process lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
-SERVICE  = notify pidfile runtime generation service run
+SERVICE  = notify pidfile upgrade runtime generation service run
 
 # 7 main: options and subcommands
 MAIN     = main
