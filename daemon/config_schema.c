@@ -30,6 +30,8 @@ static const struct option_def top[] = {
      .help = "Memory that the handlers of one generation may take"},
 	{"max_queued", OPTION_SIZE, CONFIG(max_queued), .fallback = "\"1 GiB\"", .min = 65536, .max = BYTES_MAX, .reloadable = true,
      .help = "Unsent bytes of all connections together; over it the longest queue ends"},
+	{"channel_queue", OPTION_SIZE, CONFIG(channel_queue), .fallback = "\"16 MiB\"", .min = 65536, .max = BYTES_MAX, .reloadable = true,
+     .help = "Messages on named channels that may wait in a process to be delivered; over it pushing is refused"},
 	{"callback_time", OPTION_SECONDS, CONFIG(callback_time_ns), .fallback = "1", .max = SECONDS_MAX, .reloadable = true,
      .help = "Seconds after which a callback is stopped; 0 is never"},
 	{"drain_timeout", OPTION_SECONDS, CONFIG(drain_timeout_ns), .fallback = "30", .max = SECONDS_MAX, .reloadable = true,

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lua_channel.h"
 #include "lua_core.h"
 #include "lua_handler.h"
 #include "lua_signal.h"
@@ -310,6 +311,7 @@ void generation_retire(struct generation *g, struct generation *heir)
 	g->vm->retired = true;
 	lua_watch_retire(g->vm);
 	lua_timer_cancel_all(g->vm, false);
+	lua_channel_cancel_all(g->vm, false);
 	lua_signal_cancel_all(g->vm, heir ? heir->vm : NULL);
 	lua_net_close_servers(g->vm, heir ? heir->vm : NULL);
 	g->vm->first_tick = g->vm->next_tick;

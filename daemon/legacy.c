@@ -71,6 +71,9 @@ static void add(struct legacy *l, const char *kind, const char *name, int fd, co
 /* Leaves a descriptor. */
 void legacy_leave(struct legacy *l, const char *kind, const char *name, int fd, const struct sockfile *file)
 {
+	for (size_t i = 0; i < l->count; i++)
+		if (l->items[i]->entry.fd == fd)
+			return;
 	if (file && file->path)
 		add(l, kind, name, fd, file->path, file->device, file->inode);
 	else

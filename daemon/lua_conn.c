@@ -392,6 +392,8 @@ static void on_end(struct conn *c)
 	}
 	if (lc->cancel_timers)
 		lc->cancel_timers(lc);
+	if (lc->cancel_subscriptions)
+		lc->cancel_subscriptions(lc);
 	if (lc->cancel_sendings)
 		lc->cancel_sendings(lc);
 	lua_conn_keep_names(lc);

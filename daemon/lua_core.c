@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "channel.h"
 #include "lua_arg.h"
+#include "lua_channel.h"
 #include "lua_conn.h"
 #include "lua_dns.h"
 #include "lua_file.h"
@@ -326,6 +328,7 @@ static int open_vm(lua_State *L)
 	lua_conn_open(L);
 	lua_methods_open(L);
 	lua_setfield(L, 1, "Connection");
+	lua_channel_open(L);
 	lua_handler_open(L);
 	lua_udp_open(L);
 	lua_net_open(L);
@@ -463,7 +466,7 @@ void core_resume_script(struct vm *vm)
 /* Is there anything to wait for? */
 bool core_busy(const struct vm *vm)
 {
-	return vm->conn_count || vm->server_count || vm->timer_count || vm->lookups || vm->first_tick < vm->next_tick;
+	return vm->conn_count || vm->server_count || vm->timer_count || vm->lookups || channels_pending(vm->options.channels) || vm->first_tick < vm->next_tick;
 }
 
 /* Takes the last hook and calls it; the light userdata is a flag that is cleared when there is none left. */
@@ -507,6 +510,7 @@ void core_shutdown(struct vm *vm, const char *why, bool flush)
 	lua_net_drop_inheritance(vm);
 	lua_dns_cancel_all(vm);
 	lua_conn_end_all(vm, why, flush);
+	lua_channel_cancel_all(vm, true);
 	lua_timer_cancel_all(vm, true);
 	lua_signal_cancel_all(vm, NULL);
 	vm->first_tick = vm->next_tick;

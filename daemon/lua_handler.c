@@ -16,7 +16,7 @@ static const char *const callbacks[] = {
 	"initialize",      "post_init",     "connection_completed", "receive_data",         "receive_stderr",  "receive_eof",
 	"drained",         "unbind",        "send_error",           "proxy_target_unbound", "proxy_completed", "notify_readable",
 	"notify_writable", "file_modified", "file_moved",           "file_deleted",         "process_exited",  "ssl_handshake_completed",
-	"ssl_verify_peer",
+	"ssl_verify_peer", "receive_message",
 };
 
 /* Does the table at index find em.Connection by way of its metatables? */

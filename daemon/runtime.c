@@ -65,7 +65,7 @@ bool runtime_open(struct runtime *r, const struct config *config, struct score *
 {
 	*r = (struct runtime){.score = score, .stats = &score->stats};
 	signal(SIGPIPE, on_pipe);
-	r->activation = activation_new();
+	r->activation = activation_new(NULL);
 	rlim_t descriptor_limit = raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);
@@ -82,6 +82,7 @@ bool runtime_open(struct runtime *r, const struct config *config, struct score *
 	r->watches = watches_new(r->loop);
 	r->resolver = resolver_new(r->loop);
 	r->processes = processes_new(r->loop, descriptor_limit, r->watches);
+	r->channels = channels_new(r->loop);
 	r->tls = tls_contexts_new();
 	r->guard = guard_new(vm_on_overrun);
 	if (!r->guard) {
@@ -106,6 +107,7 @@ void runtime_configure(struct runtime *r, const struct config *config)
 	resolver_set_servers(r->resolver, servers);
 	free(servers);
 	r->conns->max_queued = config->max_queued;
+	channels_set_limit(r->channels, config->channel_queue);
 	guard_set_limit(r->guard, config->callback_time_ns);
 }
 
@@ -115,6 +117,7 @@ void runtime_close(struct runtime *r)
 	guard_free(r->guard);
 	resolver_free(r->resolver);
 	processes_free(r->processes);
+	channels_free(r->channels);
 	tls_contexts_free(r->tls);
 	watches_free(r->watches);
 	conns_free(r->conns);
@@ -135,6 +138,7 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 		.watches = r->watches,
 		.resolver = r->resolver,
 		.processes = r->processes,
+		.channels = r->channels,
 		.guard = r->guard,
 		.tls = r->tls,
 		.host = host,

@@ -103,6 +103,12 @@ function Skeleton:send_error(message, code, host, port)
   em.log.info("nothing goes to %s %d: %s (%s)", host, port, message, code)
 end
 
+--- On a named channel that self:subscribe(name) has named: what somebody in the daemon has pushed, plain data. All who hear of it here
+-- get the same table: do not change it.
+function Skeleton:receive_message(name, data)
+  em.log.info("%s: %s", name, data)
+end
+
 --- The end: exactly once, last. err is nil when all is well, else a code such as "ECONNRESET"; why says it in words.
 function Skeleton:unbind(err, why)
   connections = connections - 1

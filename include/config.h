@@ -95,6 +95,7 @@ struct config {
 	char *lua_path, *lua_cpath;        /* NULL: none */
 	struct strings nameservers;        /* "address" or "address:port"; none: those of the system */
 	uint64_t memory_limit, max_queued; /* bytes */
+	uint64_t channel_queue;            /* bytes */
 	uint64_t callback_time_ns, drain_timeout_ns, reload_timeout_ns;
 	int64_t generations, processes;
 	bool unsafe;

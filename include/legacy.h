@@ -34,7 +34,7 @@ struct legacy_entry {
 struct legacy *legacy_new(void) __attribute__((warn_unused_result));
 void legacy_free(struct legacy *l); /* closes what was received and not taken, and nothing that was to be left */
 
-/* Adds a descriptor, which must stay open until the new process runs, or a text. */
+/* Adds a descriptor, which must stay open until the new process runs, unless it is there already; or a text. */
 void legacy_leave(struct legacy *l, const char *kind, const char *name, int fd, const struct sockfile *file);
 void legacy_leave_text(struct legacy *l, const char *name, const char *text);
 

@@ -52,6 +52,8 @@ struct lua_conn {
 	uint64_t connect_timeout_ns;
 	struct lua_timer *timers; /* its own, cancelled at unbind */
 	void (*cancel_timers)(struct lua_conn *lc);
+	struct lua_subscription *subscriptions; /* to named channels, ended at unbind */
+	void (*cancel_subscriptions)(struct lua_conn *lc);
 	struct lua_sending *sendings; /* datagrams that wait for their destination's address, given up at unbind */
 	void (*cancel_sendings)(struct lua_conn *lc);
 	char *listens;                                       /* URL of a datagram server as it was asked for; NULL: it is none */

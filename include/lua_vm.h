@@ -19,12 +19,14 @@
 #include "resolver.h"
 #include "tls.h"
 
+struct channels;
 struct processes;
 struct vm;
 struct vm_block;
 struct lua_conn;
 struct lua_server;
 struct lua_signal;
+struct lua_subscription;
 struct lua_timer;
 struct watches;
 struct socket_inheritance;
@@ -53,6 +55,7 @@ struct vm_options {
 	struct watches *watches;
 	struct resolver *resolver;
 	struct processes *processes;
+	struct channels *channels;
 	struct guard *guard;
 	struct tls_contexts *tls;
 	const struct vm_host *host;
@@ -94,6 +97,8 @@ struct vm {
 	struct lua_server *servers;
 	struct lua_timer *timers;
 	struct lua_signal *signals;
+	struct lua_subscription *subscriptions; /* of named channels: uthash, by id */
+	uint64_t last_subscription;             /* id */
 	struct lua_timer *firing; /* the one whose function runs, NULL: none */
 	size_t conn_count, server_count, timer_count;
 	const void *conn_meta;                        /* identity of the handle's metatable, see lua_conn.c */

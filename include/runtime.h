@@ -5,6 +5,7 @@
 #define REACTORD_RUNTIME_H
 
 #include "activation.h"
+#include "channel.h"
 #include "config.h"
 #include "conn.h"
 #include "guard.h"
@@ -24,6 +25,7 @@ struct runtime {
 	struct watches *watches;
 	struct resolver *resolver;
 	struct processes *processes;
+	struct channels *channels;
 	struct guard *guard;
 	struct activation *activation;
 	struct tls_contexts *tls;

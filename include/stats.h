@@ -33,6 +33,9 @@
 	X(datagrams_failed, counter, "datagrams that could not be sent or delivered")                                   \
 	X(datagrams_dropped, counter, "of them those that met a full queue")                                            \
 	X(bytes_queued, gauge, "bytes waiting to be sent")                                                              \
+	X(messages_pushed, counter, "messages pushed on named channels")                                                \
+	X(messages_refused, counter, "messages for which named channels had no room")                                   \
+	X(messages_queued, gauge, "messages on named channels that wait to be delivered")                               \
 	X(lua_memory, gauge, "bytes that scripts have in use now")                                                      \
 	X(callbacks, counter, "callbacks entered")                                                                      \
 	X(handler_errors, counter, "errors raised in callbacks")                                                        \

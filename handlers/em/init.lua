@@ -9,7 +9,7 @@ local em = {}
 -- Functions of the core that scripts see under the same name.
 for _, name in ipairs {
   "Connection", "PeriodicTimer", "Timer", "VERSION", "add_periodic_timer", "add_shutdown_hook", "add_timer", "attach",
-  "attach_server", "bind_connect", "cancel_timer", "connect", "connect_unix_domain", "connection_count", "current_time",
+  "attach_server", "bind_connect", "cancel_timer", "channel", "connect", "connect_unix_domain", "connection_count", "current_time",
   "disable_proxy", "enable_proxy", "error_handler", "get_timer_count", "listen", "log", "next_tick", "on_signal",
   "open_datagram_socket", "open_keyboard", "popen", "process", "reactor_running", "reconnect", "set_descriptor_table_size",
   "set_effective_user", "ssl", "start_server", "start_unix_domain_server", "stop", "stop_event_loop", "stop_server", "stopping",

@@ -233,7 +233,7 @@ describe("a storm of all kinds", function()
         max_queued = "8 MiB" reload_timeout = 0.5 generations = 3 callback_time = 0.1 nameservers = { "127.0.0.1:%d" }
         listen "tls://127.0.0.1:%d" { handler = "h", tls = { self_signed = true }, linger_timeout = 0.2, idle_timeout = 1 }
         listen "udp://127.0.0.1:%d" { handler = "h" }
-        listen "unix://%s" { handler = "h", linger_timeout = 0.2 }]]):format(select(2, silent:getsockname()), ports.TLS, ports.UDP,
+        listen "unix://%s" { handler = "h", linger_timeout = 0.2, idle_timeout = 1 }]]):format(select(2, silent:getsockname()), ports.TLS, ports.UDP,
         t.path("storm.sock")),
       env = { KINDS_STORM = t.dir() },
     })
@@ -282,7 +282,7 @@ describe("a storm of all kinds", function()
     local open, count = {}, 0
     local may_follow = { ["+"] = "[-~]", ["-"] = "+", ["~"] = "[+-]" }
     for sign, signature in log:gmatch("{{([+~-]) (%d+)}}") do
-      local before = open[signature] or "-"
+      local before = open[signature] or "~" -- the limit may have ended its initialize before it said anything
       assert.is_true(sign == "~" or sign:find(may_follow[before]) ~= nil, "object " .. signature .. " has " .. sign .. " after " .. before)
       open[signature] = sign
       count = count + (sign == "-" and 1 or 0)
@@ -301,7 +301,9 @@ describe("a storm of all kinds", function()
     assert.equal("ed", reload(calm))
     t.write("over", "")
     for _, c in pairs(clients) do c:close() end
-    t.until_true(function() return s:eval "return em.connection_count()" == count end, 20, "an end of all connections")
+    local left
+    local ended = pcall(t.until_true, function() left = s:eval "return em.connection_count()" - count return left == 0 end, 10)
+    assert.is_true(ended, left .. " connections are left")
     t.until_true(function() return #children() == 0 end, 20, "an end of all children")
     local log = s.d:log()
     local lost = select(2, log:gsub("{{taken", "")) - select(2, log:gsub("{{given", ""))

@@ -1,0 +1,20 @@
+/*
+ * em.channel(name) and connections' subscribe: subscribers in Lua of the channels in channel.h. A subscriber hears what was pushed after it
+ * has subscribed. Functions end with their generation, connections' subscriptions with the connection.
+ */
+#ifndef REACTORD_LUA_CHANNEL_H
+#define REACTORD_LUA_CHANNEL_H
+
+#include "lua_conn.h"
+
+/* Puts the functions into the core's table at index 1, and into em.Connection. */
+void lua_channel_open(lua_State *L);
+
+/* Moves the subscriptions of a connection to another handle, in the same VM or another one. What was pushed before and is not delivered
+ * yet reaches the new one, once. Not from within a delivery; at the turn's end there is none. Cannot fail, and works both ways. */
+void lua_channel_move(struct lua_conn *from, struct lua_conn *to);
+
+/* Ends a VM's subscriptions: those of functions, or all. */
+void lua_channel_cancel_all(struct vm *vm, bool owned_too);
+
+#endif
