@@ -30,7 +30,7 @@ LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_methods lua_relay l
            lua_process lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
-SERVICE  = notify pidfile upgrade runtime generation service run
+SERVICE  = notify pidfile upgrade runtime settings ports startup generation service run
 
 # 7 main: options and subcommands
 MAIN     = main

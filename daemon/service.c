@@ -1,6 +1,5 @@
 /*
- * The daemon's life: open, give up rights, load, serve; reload; drain, stop. The newest generation gets new connections, older ones live
- * until their last connection has ended.
+ * A service's life: see service.h. The newest generation gets new connections, older ones live until their last connection has ended.
  */
 #include "service.h"
 
@@ -12,51 +11,43 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "generation.h"
 #include "lua_core.h"
 #include "lua_signal.h"
 #include "mem.h"
 #include "notify.h"
 #include "pidfile.h"
 #include "privs.h"
-#include "runtime.h"
 #include "sig.h"
+#include "startup.h"
 
-enum service_state { SERVING, DRAINING, STOPPED };
-
-/* An open listener of the configuration. */
-struct port {
-	struct listener *l;
-	struct port *next;
-};
-
-struct service {
-	const struct service_options *options;
-	struct runtime runtime;
-	struct generation *newest; /* leads to the older ones */
-	uint64_t last_number;
-	struct port *ports;
-	enum service_state state;
-	bool reload_asked, stop_asked, stop_now;
-	double drain_s; /* em.stop's; < 0: the configuration's */
-	struct timer drain_limit;
-	struct loop_hook at_end;
-	struct sig *watches[4];
-	int status;
-	struct pidfile pid_file;
-};
-
-/* em.stop in a handler: the process drains and ends. */
-static void on_stop(struct vm *vm, double drain_s, int status)
+/* Drains and ends. */
+void service_ask_drain(struct service *s, double drain_s, int status)
 {
-	struct service *s = vm->options.host_data;
-
 	s->stop_asked = true;
 	if (drain_s >= 0)
 		s->drain_s = drain_s;
 	if (status >= 0)
 		s->status = status;
-	loop_wake(s->runtime.loop);
+	if (s->runtime.loop)
+		loop_wake(s->runtime.loop);
+}
+
+/* Ends. */
+void service_ask_stop(struct service *s)
+{
+	s->stop_now = true;
+	if (s->runtime.loop)
+		loop_wake(s->runtime.loop);
+}
+
+/* em.stop in a handler. */
+static void on_stop(struct vm *vm, double drain_s, int status)
+{
+	struct service *s = vm->options.host_data;
+
+	service_ask_drain(s, drain_s, status);
+	if (s->on_stop)
+		s->on_stop(s, drain_s, status);
 }
 
 /* The generation whose VM that is. */
@@ -103,151 +94,26 @@ static const struct vm_host daemon_host = {.on_stop = on_stop, .on_exhausted = o
 static const struct vm_host run_host = {
 	.on_stop = on_stop, .on_exhausted = on_exhausted, .on_uncaught = on_uncaught, .stopping = is_stopping};
 
-/* Makes a configuration for one handler on some URLs. */
-static struct config *config_for_handler(const struct service_options *o, struct problems *problems)
+/* Aims the listeners at a generation's handlers. */
+static void aim(struct generation *g, struct port *const *open)
 {
-	struct config *config = config_defaults(o->overrides, o->override_count, problems);
-
-	if (!config)
-		return NULL;
-	config->unsafe = true;
-	/* its own folder, for require; the handlers' folders cannot have been set otherwise */
-	config->handlers.items = mem_realloc(config->handlers.items, sizeof *config->handlers.items);
-	config->handlers.items[config->handlers.count++] = mem_strndup(o->handler, (size_t)(strrchr(o->handler, '/') - o->handler));
-	config->listens = mem_zalloc(o->url_count * sizeof *config->listens);
-	size_t good = 0;
-	for (size_t i = 0; i < o->url_count; i++) {
-		char *why = NULL;
-		if (!config_listen(&config->listens[i], o->urls[i], NULL, &why)) {
-			problems_add(problems, "%s", why);
-			free(why);
-			continue;
-		}
-		config->listens[i].handler = mem_strdup(o->handler);
-		good++;
-	}
-	config->listen_count = o->url_count; /* a refused one is all zero */
-	if (good == o->url_count)
-		return config;
-	config_free(config);
-	return NULL;
-}
-
-/* Reads the configuration anew. */
-static struct config *read_config(const struct service_options *o, struct problems *problems)
-{
-	if (!o->config_path)
-		return config_for_handler(o, problems);
-	return config_load(o->config_path, o->overrides, o->override_count, problems);
-}
-
-/* Writes all problems to the log, each an event. */
-static void log_problems(const struct problems *problems, const char *lead)
-{
-	for (size_t i = 0; i < problems->count; i++)
-		log_error("%s%s", lead, problems->lines[i]);
-}
-
-/* Finds the open listener of a URL. */
-static struct port *find_port(struct service *s, const char *url)
-{
-	for (struct port *p = s->ports; p; p = p->next)
-		if (strcmp(p->l->url, url) == 0)
-			return p;
-	return NULL;
-}
-
-/* How many blocks of a configuration before that one have its URL: they may share it by reuse_port. */
-static size_t occurrence(const struct config *config, size_t block)
-{
-	size_t n = 0;
-
-	for (size_t i = 0; i < block; i++)
-		n += strcmp(config->listens[i].url_text, config->listens[block].url_text) == 0;
-	return n;
-}
-
-/* The listeners of a configuration, open ones reused, the others opened: an array of listen_count, entries NULL where that failed. */
-static struct listener **open_ports(struct service *s, const struct config *config, struct problems *problems)
-{
-	struct listener **open = mem_zalloc((config->listen_count + 1) * sizeof *open);
-
-	for (size_t i = 0; i < config->listen_count; i++) {
-		const struct listen_conf *conf = &config->listens[i];
-		char *why = NULL;
-		struct port *p = find_port(s, conf->url_text);
-		for (size_t n = occurrence(config, i); p && n; n--) {
-			for (p = p->next; p && strcmp(p->l->url, conf->url_text) != 0;)
-				p = p->next;
-		}
-		open[i] = p ? p->l : listener_open(s->runtime.loop, conf, lua_net_on_accept, NULL, &why);
-		if (!open[i]) {
-			bool gave_up = errno == EACCES && s->newest && config->user;
-			problems_add_at(problems, conf->file, conf->line, "%s%s", why,
-			                gave_up ? ": the daemon has given up its rights, restart it" : "");
-			free(why);
-		}
-	}
-	return open;
-}
-
-/* Is that listener among the service's ports? */
-static bool is_port(const struct service *s, const struct listener *l)
-{
-	for (const struct port *p = s->ports; p; p = p->next)
-		if (p->l == l)
-			return true;
-	return false;
-}
-
-/* Closes those that open_ports has opened newly. */
-static void close_new_ports(struct service *s, struct listener **open, size_t count)
-{
-	for (size_t i = 0; i < count; i++)
-		if (open[i] && !is_port(s, open[i]))
-			listener_close(open[i]);
-}
-
-/* Makes the listeners those of a generation: closes the ones that are not in its configuration, aims the others at its handlers. */
-static void take_ports(struct service *s, struct generation *g, struct listener **open)
-{
-	struct port *old = s->ports, *next, **end = &s->ports;
-
-	for (size_t i = 0; i < g->config->listen_count; i++)
-		if (s->newest && !is_port(s, open[i]))
-			log_info("listening on %s", open[i]->name);
-	for (struct port *p = old; p; p = next) {
-		bool kept = false;
-		for (size_t i = 0; i < g->config->listen_count; i++)
-			kept |= open[i] == p->l;
-		next = p->next;
-		if (!kept) {
-			log_info("no longer listening on %s", p->l->name);
-			listener_close(p->l);
-		}
-		free(p);
-	}
-	s->ports = NULL;
 	for (size_t i = 0; i < g->config->listen_count; i++) {
-		struct port *p = mem_zalloc(sizeof *p);
-		p->l = open[i];
-		p->l->user = &g->acceptors[i];
-		g->receivers[i].l = p->l;
-		if (s->newest) /* at the start it has just been opened so */
-			listener_update(p->l, &g->config->listens[i]);
-		*end = p;
-		end = &p->next;
+		struct listener *l = open[i]->sockets[0];
+		l->user = &g->acceptors[i];
+		g->receivers[i].l = l;
 	}
 }
 
-/* Puts a generation in the place of the one before. Nothing in it can fail. */
-static void swap(struct service *s, struct generation *g, struct listener **open)
+/* Puts what was prepared in the place of what was there before. Nothing in it can fail. */
+void service_commit(struct service *s, struct prepared *p)
 {
-	struct generation *before = s->newest;
+	struct generation *g = p->generation, *before = s->newest;
 	size_t alive = 0;
 
-	take_ports(s, g, open);
+	aim(g, p->open);
+	ports_commit(&s->ports, g->config, p->open, before || s->options->legacy);
 	runtime_configure(&s->runtime, g->config);
+	s->last_number = g->number;
 	g->older = before;
 	s->newest = g;
 	s->runtime.score->generation = g->number;
@@ -257,6 +123,19 @@ static void swap(struct service *s, struct generation *g, struct listener **open
 	for (struct generation *old = g; old; old = old->older)
 		if (++alive > (size_t)g->config->generations && old != g)
 			generation_end(old, NULL, "reloaded");
+	shared_config_release(p->shared);
+	*p = (struct prepared){0};
+}
+
+/* Forgets it. */
+void service_abort(struct service *s, struct prepared *p)
+{
+	if (!p->shared)
+		return;
+	ports_abort(&s->ports, p->open, p->shared->config->listen_count);
+	generation_free(p->generation);
+	shared_config_release(p->shared);
+	*p = (struct prepared){0};
 }
 
 /* Frees the generations that nothing is connected to any more. */
@@ -276,18 +155,6 @@ static void reap_generations(struct service *s)
 	}
 }
 
-/* Opens the log as a configuration says; on failure the old one stays. */
-static bool apply_log(const struct config *config, struct problems *problems)
-{
-	char *why = NULL;
-
-	if (log_open(config->log_level, config->log_format, config->log_file, &why))
-		return true;
-	problems_add(problems, "log: %s", why);
-	free(why);
-	return false;
-}
-
 /* Loads the handlers of a configuration. */
 static struct generation *load(struct service *s, struct shared_config *shared, struct problems *problems)
 {
@@ -295,22 +162,34 @@ static struct generation *load(struct service *s, struct shared_config *shared, 
 	                      s->options->config_path ? &daemon_host : &run_host, s, problems);
 }
 
-/* Builds a generation from a configuration and puts it in place; false with all problems, and nothing has changed then. */
+/* Builds all that is new. */
+bool service_prepare(struct service *s, struct shared_config *shared, struct prepared *p, struct problems *problems)
+{
+	size_t before = problems->count;
+
+	reap_generations(s); /* what has ended in this turn does not count any more */
+	shared->users++;
+	*p = (struct prepared){.shared = shared, .generation = load(s, shared, problems)};
+	p->open = ports_open(&s->ports, shared->config, false, s->newest && shared->config->user, problems);
+	if (problems->count == before)
+		return true;
+	service_abort(s, p);
+	return false;
+}
+
+/* Prepares and commits in one go; false with all problems, and nothing has changed then. */
 static bool replace(struct service *s, struct shared_config *shared, struct problems *problems)
 {
-	struct generation *g = load(s, shared, problems);
-	struct listener **open = open_ports(s, shared->config, problems);
-	bool done = !problems->count && apply_log(shared->config, problems);
+	struct prepared p;
 
-	if (done) {
-		s->last_number++;
-		swap(s, g, open);
-	} else {
-		close_new_ports(s, open, shared->config->listen_count);
-		generation_free(g);
+	if (!service_prepare(s, shared, &p, problems))
+		return false;
+	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, problems))) {
+		service_abort(s, &p);
+		return false;
 	}
-	free(open);
-	return done;
+	service_commit(s, &p);
+	return true;
 }
 
 /* SIGHUP: all of it, or nothing. */
@@ -319,7 +198,7 @@ static void reload(struct service *s)
 	struct problems problems = {0};
 
 	notify_reloading();
-	struct config *config = read_config(s->options, &problems);
+	struct config *config = settings_read(s->options, &problems);
 	bool done = false;
 	if (config) {
 		config_check_reload(s->newest->config, config, &problems);
@@ -327,7 +206,6 @@ static void reload(struct service *s)
 			config_free(config);
 		} else {
 			struct shared_config *shared = shared_config_new(config);
-			reap_generations(s); /* what has ended in this turn does not count any more */
 			done = replace(s, shared, &problems);
 			shared_config_release(shared);
 		}
@@ -339,7 +217,7 @@ static void reload(struct service *s)
 		log_info("reloaded: generation %llu serves", (unsigned long long)s->last_number);
 	} else {
 		s->runtime.stats->reloads_refused++;
-		log_problems(&problems, "reload refused: ");
+		settings_log_problems(&problems, "reload refused: ");
 		status = mem_printf("Reload refused, generation %llu serves on: %s", (unsigned long long)s->last_number,
 		                    problems.count ? problems.lines[0] : "");
 		log_error("reload refused: generation %llu serves on", (unsigned long long)s->last_number);
@@ -362,7 +240,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 		if (replace(s, g->shared, &problems)) {
 			log_info("generation %llu serves in its place", (unsigned long long)s->last_number);
 		} else { /* its files have been broken meanwhile: go on with what there is */
-			log_problems(&problems, "cannot replace it: ");
+			settings_log_problems(&problems, "cannot replace it: ");
 			g->vm->exhausted = false;
 		}
 	}
@@ -370,15 +248,14 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	problems_clear(&problems);
 }
 
-/* Closes the listeners of the configuration. */
-static void close_ports(struct service *s)
+/* What was to be another process's is ours again, unless that has it by now. */
+static void keep_all(struct service *s)
 {
-	for (struct port *p = s->ports, *next; p; p = next) {
-		next = p->next;
-		listener_close(p->l);
-		free(p);
-	}
-	s->ports = NULL;
+	if (s->replaced)
+		return;
+	ports_keep(&s->ports);
+	for (struct generation *g = s->newest; g; g = g->older)
+		lua_net_keep(g->vm);
 }
 
 /* The end of everything that is open, now. */
@@ -386,7 +263,9 @@ static void finish(struct service *s)
 {
 	s->state = STOPPED;
 	timer_stop(s->runtime.loop, &s->drain_limit);
-	close_ports(s);
+	keep_all(s);
+	upgrade_cancel(&s->upgrade);
+	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
 		core_call_hooks(g->vm);
@@ -417,14 +296,58 @@ static size_t accepted(const struct service *s)
 	return count;
 }
 
+/* The new process serves, or has failed. */
+static void on_upgraded(struct upgrade *u, bool taken_over)
+{
+	struct service *s = u->data;
+
+	s->replaced = taken_over;
+	keep_all(s);
+	loop_wake(s->runtime.loop);
+}
+
+/* SIGUSR2: starts another process with our sockets. What scripts listen on from here on is not among them. */
+static void upgrade(struct service *s)
+{
+	struct legacy *legacy = legacy_new();
+
+	activation_leave(s->runtime.activation, legacy);
+	ports_leave(&s->ports, legacy);
+	lua_net_leave(s->newest->vm, legacy);
+	if (s->pid_file && s->pid_file->path)
+		legacy_leave(legacy, LEGACY_PID_FILE, NULL, s->pid_file->fd, NULL);
+	s->upgrade.on_done = on_upgraded;
+	s->upgrade.data = s;
+	upgrade_start(&s->upgrade, s->runtime.loop, s->options->self, legacy, s->runtime.descriptor_limit,
+	              s->newest->config->upgrade_timeout_ns);
+}
+
+/* Another process has taken our place: as after a reload, and as before a stop. */
+static void step_back(struct service *s)
+{
+	size_t left = accepted(s);
+
+	s->state = DRAINING;
+	(void)ports_retire(&s->ports);
+	generation_retire(s->newest, NULL);
+	lua_net_drop_inheritance(s->newest->vm);
+	if (left)
+		log_info("draining: %zu connection(s) may go on for %.0f s", left, (double)s->newest->config->drain_timeout_ns / 1e9);
+	timer_start(s->runtime.loop, &s->drain_limit, s->newest->config->drain_timeout_ns);
+	if (s->reload_asked) /* meant for who serves */
+		upgrade_pass_on(&s->upgrade, SIGHUP);
+}
+
 /* The beginning of the end: nothing new comes in, what clients have opened may go on for a while. */
 static void drain(struct service *s)
 {
 	uint64_t limit_ns = s->drain_s >= 0 ? (uint64_t)(s->drain_s * 1e9) : s->newest->config->drain_timeout_ns;
 
 	s->state = DRAINING;
+	upgrade_cancel(&s->upgrade);
+	keep_all(s);
 	notify_stopping("Draining");
-	close_ports(s);
+	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
 		lua_net_close_servers(g->vm, NULL);
@@ -451,15 +374,24 @@ static void at_end(void *data)
 	if (s->newest->turns < 2 && ++s->newest->turns == 2) { /* its next-ticks have run: what they did not claim is not wanted */
 		lua_net_drop_inheritance(s->newest->vm);
 		lua_signal_drop_inheritance(s->newest->vm);
+		legacy_drop(s->runtime.loop->legacy);
 	} else if (s->newest->turns < 2) {
 		loop_wake(s->runtime.loop);
 	}
-	if (s->reload_asked && s->state == SERVING) {
+	if (s->replaced && s->state == SERVING)
+		step_back(s);
+	if (s->upgrade_asked && s->state == SERVING) {
+		s->upgrade_asked = false;
+		upgrade(s);
+	}
+	if (s->reload_asked && s->state == SERVING && !upgrade_under_way(&s->upgrade)) {
 		s->reload_asked = false;
 		reload(s);
 	}
 	if (s->stop_asked && s->state == SERVING)
 		drain(s);
+	if (s->replaced && s->ports.all && ports_retire(&s->ports))
+		ports_close(&s->ports, false);
 	reap_generations(s);
 }
 
@@ -486,125 +418,67 @@ static void on_signal(int signo, void *data)
 		break;
 	case SIGINT: s->stop_now = true; break;
 	case SIGUSR1: log_reopen(); break;
+	case SIGUSR2: s->upgrade_asked = true; break;
 	default: break;
 	}
 }
 
-static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 /* Watches the daemon's signals. */
 static void watch_signals(struct service *s)
 {
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
-		s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
+		if (signals[i] != SIGUSR2 || s->options->self)
+			s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
 }
 
-/* Gives socket files and the log to the user that the daemon becomes, so that it may change, remove and reopen them. */
-static void give_away_files(struct service *s, const struct config *config)
+/* Loads what scripts say, on the ports that are open already. */
+static bool start(struct service *s, struct shared_config *shared, struct problems *problems)
 {
-	uid_t uid;
-	gid_t gid;
+	if (problems->count) { /* it will not start, but all mistakes are told at once */
+		generation_free(load(s, shared, problems));
+		return false;
+	}
+	if (!replace(s, shared, problems))
+		return false;
+	ports_resume(&s->ports);
+	ports_log(&s->ports);
+	activation_log_unused(s->runtime.activation);
+	return true;
+}
+
+/* Makes it. */
+bool service_open(struct service *s, const struct service_options *options, const struct config *config, struct score *score,
+                  struct activation *activation, struct problems *problems)
+{
 	char *why = NULL;
 
-	if (!config->user || !privs_lookup(config->user, config->group, &uid, &gid, &why)) {
-		free(why);
-		return;
-	}
-	for (struct port *p = s->ports; p; p = p->next)
-		listener_give(p->l, uid, gid);
-	log_give(uid, gid);
-}
-
-/* Opens sockets with the rights we came with, drops them, then loads what scripts say. */
-static bool start(struct service *s, struct config *config, struct problems *problems)
-{
-	struct shared_config *shared = shared_config_new(config);
-	char *why = NULL;
-	bool ok = false;
-
-	struct listener **open = open_ports(s, config, problems);
-	for (size_t i = 0; i < config->listen_count; i++) {
-		if (!open[i])
-			continue;
-		struct port *p = mem_zalloc(sizeof *p);
-		p->l = open[i];
-		listener_pause(p->l);
-		p->next = s->ports;
-		s->ports = p;
-	}
-	free(open);
-	if (!problems->count && config->pid_file &&
-	    (!pidfile_open(&s->pid_file, config->pid_file, -1, &why) || !pidfile_write(&s->pid_file, &why))) {
+	*s = (struct service){.options = options, .drain_s = -1};
+	if (!runtime_open(&s->runtime, config, score, activation, &why)) {
 		problems_add(problems, "%s", why);
 		free(why);
+		return false;
 	}
-	if (!problems->count)
-		give_away_files(s, config);
-	if (!privs_drop(config->user, config->group, &why)) {
-		problems_add(problems, "%s", why);
-		free(why);
-	} else if (problems->count) {
-		generation_free(load(s, shared, problems)); /* it will not start, but all mistakes are told at once */
-	} else if (replace(s, shared, problems)) {
-		for (struct port *p = s->ports; p; p = p->next) {
-			listener_resume(p->l);
-			log_info("listening on %s", p->l->name);
-		}
-		activation_log_unused(s->runtime.activation);
-		ok = true;
-	}
-	shared_config_release(shared);
-	return ok;
-}
-
-/* Tells whoever started us that we serve, and lets go of the terminal. */
-static void tell_ready(struct service *s)
-{
-	char status[64];
-	size_t count = s->newest->config->listen_count;
-
-	log_info("ready: pid %ld, %zu listener%s", (long)getpid(), count, count == 1 ? "" : "s");
-	snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)s->last_number);
-	notify_ready(status);
-	if (!s->options->detached)
-		return;
-	if (!s->newest->config->log_file)
-		log_warn("detached without log.file: from here on nothing is logged");
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0) {
-		dup2(null, 0);
-		dup2(null, 1);
-		dup2(null, 2);
-		close(null);
-	}
-	if (write(s->options->ready_fd, "1", 1) != 1)
-		log_warn("nobody waits for the daemon to be ready");
-	close(s->options->ready_fd);
-}
-
-/* The last line of the log: what is left over must be nothing. */
-static void tell_stopped(const struct stats *stats)
-{
-	char *line = mem_strdup("stopped:");
-
-	for (size_t i = 0; i < stats_row_count; i++) {
-		const uint64_t *value = (const uint64_t *)((const char *)stats + stats_rows[i].offset);
-		char *longer = mem_printf("%s %s=%llu", line, stats_rows[i].name, (unsigned long long)*value);
-		free(line);
-		line = longer;
-	}
-	log_info("%s", line);
-	free(line);
+	s->runtime.loop->legacy = options->legacy;
+	if (legacy_text(options->legacy, "upgrades"))
+		s->runtime.stats->upgrades = strtoull(legacy_text(options->legacy, "upgrades"), NULL, 10);
+	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};
+	timer_init(&s->drain_limit, on_drain_limit, s);
+	s->at_end = (struct loop_hook){.run = at_end, .data = s};
+	loop_hook_add(s->runtime.loop, STAGE_END, &s->at_end);
+	return true;
 }
 
 /* Takes everything down. */
-static void take_down(struct service *s)
+void service_close(struct service *s)
 {
-	close_ports(s);
+	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest, *older; g; g = older) {
 		older = g->older;
 		generation_free(g);
 	}
+	s->newest = NULL;
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
 		sig_hold(signals[i]);
 		sig_unwatch(s->watches[i]);
@@ -612,76 +486,67 @@ static void take_down(struct service *s)
 	if (s->runtime.loop)
 		loop_hook_remove(s->runtime.loop, STAGE_END, &s->at_end);
 	runtime_close(&s->runtime);
-	pidfile_close(&s->pid_file);
+}
+
+/* Turns. */
+void service_serve(struct service *s)
+{
+	while (!s->stop_now && !(s->state == DRAINING && !accepted(s) && !s->ports.all))
+		loop_turn(s->runtime.loop);
+	if (s->state == SERVING)
+		notify_stopping("Stopping");
+	finish(s);
 }
 
 /* Serves. */
-int service_run(const struct service_options *options)
+int service_run(const struct service_options *options, struct config *config)
 {
-	struct service s = {.options = options, .drain_s = -1};
-	struct problems problems = {0};
-	char *why = NULL;
-	bool started = false, to_file = false;
+	struct shared_config *shared = shared_config_new(config);
 	struct scoreboard *board = scoreboard_new(1);
+	struct service s = {0};
+	struct problems problems = {0};
+	struct pidfile pid_file = {0};
+	bool to_file = config->log_file != NULL, started = false;
 
-	/* what is wrong with the configuration is told before that says how to log: in the journal's way if it is the journal */
-	if (!log_open(LEVEL_INFO, FORMAT_AUTO, NULL, &why))
-		free(why);
-	struct config *config = read_config(options, &problems);
-	if (config && apply_log(config, &problems)) {
-		to_file = config->log_file != NULL;
-		if (!board || !runtime_open(&s.runtime, config, board->scores, &why)) {
-			problems_add(&problems, "%s", why ? why : errno_text(errno));
-			free(why);
-			config_free(config);
-		} else {
-			timer_init(&s.drain_limit, on_drain_limit, &s);
-			watch_signals(&s);
-			started = start(&s, config, &problems);
-		}
-	} else if (config) {
-		config_free(config);
+	if (!board) {
+		problems_add(&problems, "cannot share memory: %s", errno_text(errno));
+	} else if (service_open(&s, options, config, board->scores, activation_new(options->legacy), &problems)) {
+		watch_signals(&s);
+		s.pid_file = &pid_file;
+		started = startup_open(&s.ports, config, &pid_file, &problems) && start(&s, shared, &problems);
 	}
-	if (!started) {
-		log_problems(&problems, "");
-		take_down(&s);
-		log_close();
-		if (to_file) /* whoever has started us looks at standard error */
-			log_problems(&problems, "");
-		problems_clear(&problems);
-		scoreboard_free(board);
-		return 1;
+	shared_config_release(shared);
+	if (started) {
+		startup_tell_ready(options, s.newest->config, s.last_number);
+		service_serve(&s);
 	}
-	problems_clear(&problems);
-	s.at_end = (struct loop_hook){.run = at_end, .data = &s};
-	loop_hook_add(s.runtime.loop, STAGE_END, &s.at_end);
-	tell_ready(&s);
-	while (!s.stop_now && !(s.state == DRAINING && !accepted(&s)))
-		loop_turn(s.runtime.loop);
-	if (s.state == SERVING)
-		notify_stopping("Stopping");
-	finish(&s);
-	take_down(&s);
-	tell_stopped(s.runtime.stats);
-	scoreboard_free(board);
+	service_close(&s);
+	pidfile_close(&pid_file);
+	if (started)
+		startup_tell_stopped(&board->scores->stats);
+	else
+		startup_tell_failed(options, &problems, to_file);
 	log_close();
-	return s.status;
+	problems_clear(&problems);
+	scoreboard_free(board);
+	return started ? s.status : 1;
 }
 
 /* Checks. */
 int service_check(const struct service_options *options, bool dump)
 {
-	struct service s = {.options = options}; /* what scripts may ask for while they load */
+	struct service s = {.options = options, .drain_s = -1}; /* what scripts may ask for while they load */
 	struct problems problems = {0};
 	char *why = NULL;
-	struct config *config = read_config(options, &problems);
+	struct config *config = settings_read(options, &problems);
 
 	if (config) {
 		struct shared_config *shared = shared_config_new(config);
 		struct scoreboard *board = scoreboard_new(1);
 		if (dump)
 			config_dump_json(config, stdout);
-		if (!privs_drop(config->user, config->group, &why) || !board || !runtime_open(&s.runtime, config, board->scores, &why)) {
+		if (!privs_drop(config->user, config->group, &why) || !board ||
+		    !runtime_open(&s.runtime, config, board->scores, activation_new(NULL), &why)) {
 			problems_add(&problems, "%s", why ? why : errno_text(errno));
 			free(why);
 		} else {

@@ -18,6 +18,7 @@
 
 #include "log.h"
 #include "mem.h"
+#include "notify.h"
 
 #define MESSAGE_MAX 4096      /* bytes; longer reasons are cut */
 #define ANSWER_LIMIT_MS 60000 /* for the old process, which only has to come to its next turn */
@@ -93,7 +94,25 @@ static void take_over(struct upgrade *u)
 	timer_stop(u->loop, &u->limit);
 	event_free(u->on_message);
 	u->on_message = NULL;
+	u->loop->stats->upgrades++;
+	notify_main_pid(u->pid);
+	log_info("upgraded: process %ld serves", (long)u->pid);
 	u->on_done(u, true);
+}
+
+/* Nothing has come of it: tells all reasons. */
+static void refuse(struct upgrade *u)
+{
+	char *status = mem_printf("Upgrade refused: %s", u->reasons.count ? u->reasons.lines[0] : "");
+
+	u->loop->stats->upgrades_refused++;
+	for (size_t i = 0; i < u->reasons.count; i++)
+		log_error("upgrade refused: %s", u->reasons.lines[i]);
+	log_error("upgrade refused: process %ld serves on", (long)getpid());
+	notify_ready(status);
+	free(status);
+	problems_clear(&u->reasons);
+	u->on_done(u, false);
 }
 
 /* Reads what the new process has said; false: it has said no more. */
@@ -151,11 +170,11 @@ static void on_end(evutil_socket_t fd, short what, void *data)
 		return;
 	if (!u->taken_over && !u->reasons.count)
 		add_end(u, &info);
-	bool failed = !u->taken_over;
+	if (u->taken_over)
+		log_error("process %ld, which has taken over, has ended while connections are drained here", (long)u->pid);
 	let_go(u);
-	if (failed)
-		u->on_done(u, false);
-	problems_clear(&u->reasons);
+	if (!u->taken_over)
+		refuse(u);
 }
 
 /* It takes too long. Its end is what is waited for now. */
@@ -217,43 +236,78 @@ static int spawn(pid_t *pid, const struct upgrade_self *self, const struct legac
 	return error;
 }
 
-/* Starts. */
-bool upgrade_start(struct upgrade *u, const struct upgrade_self *self, struct legacy *legacy, rlim_t descriptor_limit, uint64_t limit_ns,
-                   char **why)
+/* Kills a process that does not serve yet, and forgets it. */
+static void end_process(struct upgrade *u)
 {
-	int ends[2] = {-1, -1}, list = -1, error = 0;
-
-	u->link = u->pidfd = -1;
-	u->taken_over = u->timed_out = u->ended = false;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) {
-		error = errno;
-	} else {
-		legacy_leave(legacy, LEGACY_LINK, NULL, ends[1], NULL);
-		list = legacy_write(legacy);
-		error = list < 0 ? errno : spawn(&u->pid, self, legacy, list, descriptor_limit);
-		close(ends[1]);
+	kill(u->pid, SIGKILL);
+	while (waitpid(u->pid, NULL, 0) < 0 && errno == EINTR) {
 	}
-	legacy_free(legacy);
+	let_go(u);
+}
+
+/* Watches the link and the end of a started process; false with errno. */
+static bool watch(struct upgrade *u, uint64_t limit_ns)
+{
+	u->pidfd = pidfd_open(u->pid, 0);
+	if (u->pidfd < 0)
+		return false;
+	u->on_message = event_new(u->loop->base, u->link, EV_READ | EV_PERSIST, on_link, u);
+	u->on_exit = event_new(u->loop->base, u->pidfd, EV_READ | EV_PERSIST, on_end, u);
+	timer_start(u->loop, &u->limit, limit_ns);
+	return u->on_message && u->on_exit && event_add(u->on_message, NULL) == 0 && event_add(u->on_exit, NULL) == 0;
+}
+
+/* Makes the link and the process; false with errno. */
+static bool launch(struct upgrade *u, const struct upgrade_self *self, struct legacy *legacy, rlim_t descriptor_limit)
+{
+	int ends[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+		return false;
+	u->link = ends[0];
+	legacy_leave(legacy, LEGACY_LINK, NULL, ends[1], NULL);
+	int list = legacy_write(legacy);
+	int error = list < 0 ? errno : spawn(&u->pid, self, legacy, list, descriptor_limit);
+	if (error)
+		u->pid = 0;
+	close(ends[1]);
 	if (list >= 0)
 		close(list);
-	if (error) {
-		*why = mem_printf("cannot start %s: %s", self->path, strerrordesc_np(error));
-		if (ends[0] >= 0)
-			close(ends[0]);
-		u->pid = 0;
-		return false;
+	errno = error;
+	return !error;
+}
+
+/* Starts. */
+void upgrade_start(struct upgrade *u, struct loop *loop, const struct upgrade_self *self, struct legacy *legacy, rlim_t descriptor_limit,
+                   uint64_t limit_ns)
+{
+	char number[24];
+
+	if (u->pid) {
+		loop->stats->upgrades_refused++;
+		log_error("upgrade refused: process %ld is about to take over", (long)u->pid);
+		legacy_free(legacy);
+		return;
 	}
-	u->link = ends[0];
-	u->pidfd = pidfd_open(u->pid, 0);
-	u->on_message = event_new(u->loop->base, u->link, EV_READ | EV_PERSIST, on_link, u);
-	u->on_exit = u->pidfd < 0 ? NULL : event_new(u->loop->base, u->pidfd, EV_READ | EV_PERSIST, on_end, u);
+	u->loop = loop;
+	u->link = u->pidfd = -1;
+	u->taken_over = u->timed_out = u->ended = false;
 	timer_init(&u->limit, on_limit, u);
-	timer_start(u->loop, &u->limit, limit_ns);
-	if (u->on_message && u->on_exit && event_add(u->on_message, NULL) == 0 && event_add(u->on_exit, NULL) == 0)
-		return true;
-	*why = mem_printf("cannot watch process %ld: %s", (long)u->pid, strerrordesc_np(errno));
-	upgrade_cancel(u);
-	return false;
+	snprintf(number, sizeof number, "%llu", (unsigned long long)loop->stats->upgrades + 1);
+	legacy_leave_text(legacy, "upgrades", number);
+	notify_upgrading();
+	if (!launch(u, self, legacy, descriptor_limit)) {
+		problems_add(&u->reasons, "cannot start %s: %s", self->path, strerrordesc_np(errno));
+		let_go(u);
+		refuse(u);
+	} else if (!watch(u, limit_ns)) {
+		problems_add(&u->reasons, "cannot watch process %ld: %s", (long)u->pid, strerrordesc_np(errno));
+		end_process(u);
+		refuse(u);
+	} else {
+		log_info("upgrading: process %ld of %s gets ready", (long)u->pid, self->path);
+	}
+	legacy_free(legacy);
 }
 
 /* Is one under way? */
@@ -262,17 +316,22 @@ bool upgrade_under_way(const struct upgrade *u)
 	return u->pid && !u->taken_over;
 }
 
+/* Passes a signal on. */
+void upgrade_pass_on(const struct upgrade *u, int signo)
+{
+	if (u->pid)
+		kill(u->pid, signo);
+}
+
 /* Ends it. */
 void upgrade_cancel(struct upgrade *u)
 {
 	if (!u->pid)
 		return;
-	if (!u->taken_over) {
-		kill(u->pid, SIGKILL);
-		while (waitpid(u->pid, NULL, 0) < 0 && errno == EINTR) {
-		}
-	}
-	let_go(u);
+	if (u->taken_over)
+		let_go(u);
+	else
+		end_process(u);
 	problems_clear(&u->reasons);
 }
 

@@ -96,7 +96,7 @@ struct config {
 	struct strings nameservers;        /* "address" or "address:port"; none: those of the system */
 	uint64_t memory_limit, max_queued; /* bytes */
 	uint64_t channel_queue;            /* bytes */
-	uint64_t callback_time_ns, drain_timeout_ns, reload_timeout_ns;
+	uint64_t callback_time_ns, drain_timeout_ns, reload_timeout_ns, upgrade_timeout_ns;
 	int64_t generations, processes;
 	bool unsafe;
 	enum log_level log_level;

@@ -30,7 +30,7 @@ struct listener {
 	char *url;           /* as configured, in its canonical spelling */
 	char *name;          /* the same with the port that the system picked */
 	struct sockfile file; /* of a Unix socket that it has made, or has taken over */
-	bool inherited;       /* of a process before, with what that has set: until listener_update */
+	bool inherited;       /* of a process before, with what that has set: until listener_update, which makes it ours */
 	bool retired;         /* accepts no more */
 	bool left;            /* to the next process, which has the file now */
 	unsigned label;      /* its number in the scoreboard */
@@ -42,6 +42,7 @@ struct listener {
 	bool watched;                              /* accepting */
 	bool busy;                                 /* in its batch: must not be freed */
 	bool datagrams;                            /* nothing to accept: it keeps the socket for those who receive on a duplicate of it */
+	int batch;                                 /* connections accepted in one pass at most */
 	struct timer retry;
 	uint64_t told_ns;                                                       /* when the log last heard of starvation */
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer); /* takes fd over */
@@ -78,6 +79,9 @@ bool listener_retire(struct listener *l);
 
 /* Gives the file of a Unix socket to a user, so that it may be removed and changed after rights were given up. */
 void listener_give(struct listener *l, uid_t uid, gid_t gid);
+
+/* The file stays when it closes: another process has it. */
+void listener_leave_file(struct listener *l);
 
 void listener_pause(struct listener *l);
 void listener_resume(struct listener *l);

@@ -45,6 +45,8 @@
 	X(accept_pauses, counter, "pauses of accepting for want of descriptors")                                        \
 	X(reloads, counter, "reloads carried out")                                                                      \
 	X(reloads_refused, counter, "reloads refused")                                                                  \
+	X(upgrades, counter, "upgrades carried out, over all processes that have followed each other")                  \
+	X(upgrades_refused, counter, "upgrades refused")                                                                  \
 	X(turns, counter, "turns of the loop")
 
 struct stats {

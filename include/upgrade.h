@@ -38,18 +38,21 @@ struct upgrade {
 	struct timer limit;
 	bool taken_over, timed_out, ended;
 	struct problems reasons; /* why it has failed */
-	/* Called once, in the loop. taken_over: the new process serves. Else it is gone, reasons has all
-	 * of them, and another upgrade may be started. */
+	/* Called once for each start. taken_over: the new process serves. Else it is gone, and another upgrade may be started. */
 	void (*on_done)(struct upgrade *u, bool taken_over);
 	void *data;
 };
 
 /* Starts a new process and waits for it, limit_ns at most; legacy is taken over. descriptor_limit: the soft RLIMIT_NOFILE that it gets, as we had
- * it. False with a reason (caller frees); on_done will not be called. */
-bool upgrade_start(struct upgrade *u, const struct upgrade_self *self, struct legacy *legacy, rlim_t descriptor_limit, uint64_t limit_ns,
-                   char **why) __attribute__((warn_unused_result));
+ * it. The log, the service manager and the counters are told what becomes of it. One that is under way already goes on; the new wish is refused
+ * without on_done. */
+void upgrade_start(struct upgrade *u, struct loop *loop, const struct upgrade_self *self, struct legacy *legacy, rlim_t descriptor_limit,
+                   uint64_t limit_ns);
 
 bool upgrade_under_way(const struct upgrade *u);
+
+/* Sends the process that has taken over a signal. */
+void upgrade_pass_on(const struct upgrade *u, int signo);
 
 /* Ends one that is under way, without on_done; of one that came to something the new process stays. For the end of this process. */
 void upgrade_cancel(struct upgrade *u);
