@@ -118,6 +118,7 @@ void service_commit(struct service *s, struct prepared *p)
 	s->newest = g;
 	s->runtime.score->generation = g->number;
 	generation_start(g, before);
+	loop_wake(s->runtime.loop); /* for its first turns, see at_end */
 	if (before)
 		generation_retire(before, g);
 	for (struct generation *old = g; old; old = old->older)
@@ -300,9 +301,14 @@ static size_t accepted(const struct service *s)
 static void on_upgraded(struct upgrade *u, bool taken_over)
 {
 	struct service *s = u->data;
+	char *why = NULL;
 
 	s->replaced = taken_over;
 	keep_all(s);
+	if (!taken_over && s->pid_file && s->pid_file->path && !pidfile_write(s->pid_file, &why)) {
+		log_error("%s", why);
+		free(why);
+	}
 	loop_wake(s->runtime.loop);
 }
 

@@ -82,16 +82,12 @@ bool startup_announce(const struct service_options *options, const struct pidfil
 
 	if (!options->legacy)
 		return true;
-	if (!upgrade_announce(options->legacy, &why)) {
-		problems_add(problems, "%s", why);
-		free(why);
-		return false;
-	}
-	if (pid_file->path && !pidfile_write(pid_file, &why)) { /* too late to refuse */
-		log_error("%s", why);
-		free(why);
-	}
-	return true;
+	/* the process before writes its own number again, should nothing come of it */
+	if ((!pid_file->path || pidfile_write(pid_file, &why)) && upgrade_announce(options->legacy, &why))
+		return true;
+	problems_add(problems, "%s", why);
+	free(why);
+	return false;
 }
 
 /* Tells whoever started us that we serve, and lets go of the terminal. */

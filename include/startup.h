@@ -20,7 +20,8 @@ struct config *startup_configure(const struct service_options *options) __attrib
 bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct problems *problems)
 	__attribute__((warn_unused_result));
 
-/* Takes the place of a process before, if there is one: tells it that all is ready, and writes the pid file when it has stepped back. */
+/* Takes the place of a process before, if there is one: writes the pid file, tells it that all is ready, and waits for it to step
+ * back. */
 bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct problems *problems)
 	__attribute__((warn_unused_result));
 
