@@ -151,7 +151,7 @@ describe("an upgrade", function()
 
   it("is refused when the new binary crashes, ends, hangs, or cannot be started", function()
     t.copy_daemon()
-    local d = start("upgrade_timeout = 0.3")
+    local d = start(("upgrade_timeout = %g"):format(t.seconds(0.4)))
     local function replace(text)
       t.write("copy/bin/new", text)
       assert(t.sys.chmod(t.path("copy/bin/new"), "0755"))
