@@ -6,17 +6,35 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "lua_arg.h"
+#include "lua_source.h"
 #include "mem.h"
 
 /* The callbacks that the loop makes, for the warning about a name that is nearly one of them. */
 static const char *const callbacks[] = {
-	"initialize",      "post_init",     "connection_completed", "receive_data",         "receive_stderr",  "receive_eof",
-	"drained",         "unbind",        "send_error",           "proxy_target_unbound", "proxy_completed", "notify_readable",
-	"notify_writable", "file_modified", "file_moved",           "file_deleted",         "process_exited",  "ssl_handshake_completed",
-	"ssl_verify_peer", "receive_message",
+	"initialize",
+	"post_init",
+	"connection_completed",
+	"receive_data",
+	"receive_stderr",
+	"receive_eof",
+	"drained",
+	"unbind",
+	"send_error",
+	"proxy_target_unbound",
+	"proxy_completed",
+	"notify_readable",
+	"notify_writable",
+	"file_modified",
+	"file_moved",
+	"file_deleted",
+	"process_exited",
+	"ssl_handshake_completed",
+	"ssl_verify_peer",
+	"receive_message",
+	"handover",
+	"takeover",
 };
 
 /* Does the table at index find em.Connection by way of its metatables? */
@@ -96,14 +114,8 @@ static void push_meta(lua_State *L, int class)
 /* Loads a file of text into a function, or raises with the reason. */
 void lua_handler_load_file(lua_State *L, const char *path)
 {
-	if (luaL_loadfilex(L, path, "t") != LUA_OK)
+	if (lua_source_load(L, path) != LUA_OK)
 		lua_error(L);
-}
-
-/* Can that file be read, or does it at least exist, so that its error should be told? */
-static bool exists(const char *path)
-{
-	return access(path, F_OK) == 0;
 }
 
 /* Is it a name that may be looked up: no absolute path, no step out of the folder? */
@@ -134,7 +146,7 @@ static void push_path(lua_State *L, const char *name)
 	for (size_t i = 0; i <= o->config->handlers.count; i++) {
 		const char *folder = i < o->config->handlers.count ? o->config->handlers.items[i] : o->library_dir;
 		const char *path = lua_pushfstring(L, "%s/%s.lua", folder, name);
-		if (exists(path))
+		if (lua_source_exists(L, path))
 			return;
 		lua_pushfstring(L, "%s%s%s", lua_tostring(L, looked), i ? ", " : "", path);
 		lua_replace(L, looked);
@@ -189,6 +201,30 @@ static void push_named(lua_State *L, const char *name)
 	lua_pushvalue(L, -2);
 	lua_setfield(L, -2, name);
 	lua_pop(L, 1);
+}
+
+/* Pushes a copy of a handler's name that is kept as long as the VM, the one there is or a new one. */
+static const char *push_kept_name(lua_State *L, const char *handler)
+{
+	luaL_getsubtable(L, LUA_REGISTRYINDEX, "handler names"); /* not on the path of a chunk */
+	if (lua_getfield(L, -1, handler) == LUA_TNIL) {
+		lua_pop(L, 1);
+		lua_pushstring(L, handler);
+		lua_pushvalue(L, -1);
+		lua_setfield(L, -3, handler);
+	}
+	return lua_tostring(L, -1); /* anchored as the table's value */
+}
+
+/* The name of a handler that is given by name. */
+char *lua_handler_name(lua_State *L, int index)
+{
+	if (lua_type(L, index) != LUA_TSTRING)
+		return NULL;
+	luaL_checkstack(L, 8, "handler");
+	const char *name = push_kept_name(L, lua_tostring(L, index));
+	lua_pop(L, 2);
+	return (char *)name;
 }
 
 /* Pushes metatable and function for a handler. */
@@ -287,14 +323,7 @@ static int name_body(lua_State *L)
 {
 	struct load_call *load = lua_touserdata(L, 1);
 
-	luaL_getsubtable(L, LUA_REGISTRYINDEX, "handler names"); /* once a block, not on the path of a chunk */
-	if (lua_getfield(L, -1, load->handler) == LUA_TNIL) {
-		lua_pop(L, 1);
-		lua_pushstring(L, load->handler);
-		lua_pushvalue(L, -1);
-		lua_setfield(L, -3, load->handler);
-	}
-	load->handler = lua_tostring(L, -1); /* anchored as the table's value */
+	load->handler = push_kept_name(L, load->handler);
 	return 0;
 }
 

@@ -83,6 +83,7 @@ bool runtime_open(struct runtime *r, const struct config *config, struct score *
 	r->resolver = resolver_new(r->loop);
 	r->processes = processes_new(r->loop, r->descriptor_limit, r->watches);
 	r->channels = channels_new(r->loop);
+	r->store = store_new(NULL, config->shared_size);
 	r->tls = tls_contexts_new();
 	r->guard = guard_new(vm_on_overrun);
 	if (!r->guard) {
@@ -118,6 +119,7 @@ void runtime_close(struct runtime *r)
 	resolver_free(r->resolver);
 	processes_free(r->processes);
 	channels_free(r->channels);
+	store_free(r->store);
 	tls_contexts_free(r->tls);
 	watches_free(r->watches);
 	conns_free(r->conns);
@@ -139,6 +141,7 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 		.resolver = r->resolver,
 		.processes = r->processes,
 		.channels = r->channels,
+		.store = r->store,
 		.guard = r->guard,
 		.tls = r->tls,
 		.host = host,

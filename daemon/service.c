@@ -112,6 +112,7 @@ void service_commit(struct service *s, struct prepared *p)
 
 	aim(g, p->open);
 	ports_commit(&s->ports, g->config, p->open, before || s->options->legacy);
+	ports_resume(&s->ports);
 	runtime_configure(&s->runtime, g->config);
 	s->last_number = g->number;
 	g->older = before;
@@ -121,9 +122,10 @@ void service_commit(struct service *s, struct prepared *p)
 	loop_wake(s->runtime.loop); /* for its first turns, see at_end */
 	if (before)
 		generation_retire(before, g);
+	generation_hand_over(g);
 	for (struct generation *old = g; old; old = old->older)
-		if (++alive > (size_t)g->config->generations && old != g)
-			generation_end(old, NULL, "reloaded");
+		if ((old == g || old->vm->conn_count) && ++alive > (size_t)g->config->generations && old != g)
+			generation_expire(old);
 	shared_config_release(p->shared);
 	*p = (struct prepared){0};
 }
@@ -157,21 +159,21 @@ static void reap_generations(struct service *s)
 }
 
 /* Loads the handlers of a configuration. */
-static struct generation *load(struct service *s, struct shared_config *shared, struct problems *problems)
+static struct generation *load(struct service *s, struct shared_config *shared, struct sources *sources, struct problems *problems)
 {
-	return generation_new(&s->runtime, shared, s->last_number + 1, !s->options->config_path,
+	return generation_new(&s->runtime, shared, sources, s->last_number + 1, !s->options->config_path,
 	                      s->options->config_path ? &daemon_host : &run_host, s, problems);
 }
 
 /* Builds all that is new. */
-bool service_prepare(struct service *s, struct shared_config *shared, struct prepared *p, struct problems *problems)
+bool service_prepare(struct service *s, struct shared_config *shared, struct sources *sources, struct prepared *p, struct problems *problems)
 {
 	size_t before = problems->count;
 
 	reap_generations(s); /* what has ended in this turn does not count any more */
 	shared->users++;
-	*p = (struct prepared){.shared = shared, .generation = load(s, shared, problems)};
-	p->open = ports_open(&s->ports, shared->config, false, s->newest && shared->config->user, problems);
+	*p = (struct prepared){.shared = shared, .generation = load(s, shared, sources, problems)};
+	p->open = ports_open(&s->ports, shared->config, s->newest && shared->config->user, problems);
 	if (problems->count == before)
 		return true;
 	service_abort(s, p);
@@ -179,11 +181,11 @@ bool service_prepare(struct service *s, struct shared_config *shared, struct pre
 }
 
 /* Prepares and commits in one go; false with all problems, and nothing has changed then. */
-static bool replace(struct service *s, struct shared_config *shared, struct problems *problems)
+static bool replace(struct service *s, struct shared_config *shared, struct sources *sources, struct problems *problems)
 {
 	struct prepared p;
 
-	if (!service_prepare(s, shared, &p, problems))
+	if (!service_prepare(s, shared, sources, &p, problems))
 		return false;
 	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, problems))) {
 		service_abort(s, &p);
@@ -207,7 +209,9 @@ static void reload(struct service *s)
 			config_free(config);
 		} else {
 			struct shared_config *shared = shared_config_new(config);
-			done = replace(s, shared, &problems);
+			struct sources *sources = sources_new();
+			done = replace(s, shared, sources, &problems);
+			sources_unref(sources);
 			shared_config_release(shared);
 		}
 	}
@@ -238,7 +242,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	log_error("memory_limit (%llu bytes) reached by the live data of generation %llu: its connections end",
 	          (unsigned long long)g->config->memory_limit, (unsigned long long)g->number);
 	if (g == s->newest && s->state == SERVING) {
-		if (replace(s, g->shared, &problems)) {
+		if (replace(s, g->shared, g->sources, &problems)) {
 			log_info("generation %llu serves in its place", (unsigned long long)s->last_number);
 		} else { /* its files have been broken meanwhile: go on with what there is */
 			settings_log_problems(&problems, "cannot replace it: ");
@@ -263,7 +267,7 @@ static void keep_all(struct service *s)
 static void finish(struct service *s)
 {
 	s->state = STOPPED;
-	timer_stop(s->runtime.loop, &s->drain_limit);
+	spread_stop(&s->last_days);
 	keep_all(s);
 	upgrade_cancel(&s->upgrade);
 	ports_close(&s->ports, false);
@@ -278,6 +282,31 @@ static void finish(struct service *s)
 	runtime_finish(&s->runtime);
 }
 
+/* Asks some of the connections that a drain waits for to end. Returns how many are still to be asked. */
+static size_t finish_accepted(struct service *s, size_t some)
+{
+	size_t left = 0;
+
+	for (struct generation *g = s->newest; g; g = g->older) {
+		size_t before = generation_finish_accepted(g, 0, NULL), now = some ? generation_finish_accepted(g, some, "stopped") : before;
+		some -= before - now;
+		left += now;
+	}
+	return left;
+}
+
+/* Counts them. */
+static size_t count_accepted(void *data)
+{
+	return finish_accepted(data, 0);
+}
+
+/* The drain comes to its end. */
+static void end_some(void *data, size_t some)
+{
+	finish_accepted(data, some);
+}
+
 /* The drain has taken too long. */
 static void on_drain_limit(void *data)
 {
@@ -286,6 +315,8 @@ static void on_drain_limit(void *data)
 	s->stop_now = true;
 	loop_wake(s->runtime.loop);
 }
+
+static const struct spread_events last_days = {.count = count_accepted, .end_some = end_some, .on_limit = on_drain_limit};
 
 /* Connections that the drain waits for. */
 static size_t accepted(const struct service *s)
@@ -339,7 +370,7 @@ static void step_back(struct service *s)
 	lua_net_drop_inheritance(s->newest->vm);
 	if (left)
 		log_info("draining: %zu connection(s) may go on for %.0f s", left, (double)s->newest->config->drain_timeout_ns / 1e9);
-	timer_start(s->runtime.loop, &s->drain_limit, s->newest->config->drain_timeout_ns);
+	spread_start(&s->last_days, s->newest->config->drain_timeout_ns);
 	if (s->reload_asked) /* meant for who serves */
 		upgrade_pass_on(&s->upgrade, SIGHUP);
 }
@@ -362,7 +393,7 @@ static void drain(struct service *s)
 	size_t left = accepted(s);
 	if (left)
 		log_info("draining: %zu connection(s) may go on for %.0f s", left, (double)limit_ns / 1e9);
-	timer_start(s->runtime.loop, &s->drain_limit, limit_ns);
+	spread_start(&s->last_days, limit_ns);
 }
 
 /* The turn's end of the daemon: what callbacks and signals have asked for is done here, with no script on the stack. */
@@ -442,13 +473,16 @@ static void watch_signals(struct service *s)
 /* Loads what scripts say, on the ports that are open already. */
 static bool start(struct service *s, struct shared_config *shared, struct problems *problems)
 {
-	if (problems->count) { /* it will not start, but all mistakes are told at once */
-		generation_free(load(s, shared, problems));
+	struct sources *sources = sources_new();
+	bool done = false;
+
+	if (problems->count)
+		generation_free(load(s, shared, sources, problems)); /* it will not start, but all mistakes are told at once */
+	else
+		done = replace(s, shared, sources, problems);
+	sources_unref(sources);
+	if (!done)
 		return false;
-	}
-	if (!replace(s, shared, problems))
-		return false;
-	ports_resume(&s->ports);
 	ports_log(&s->ports);
 	activation_log_unused(s->runtime.activation);
 	return true;
@@ -470,7 +504,7 @@ bool service_open(struct service *s, const struct service_options *options, cons
 	if (legacy_text(options->legacy, "upgrades"))
 		s->runtime.stats->upgrades = strtoull(legacy_text(options->legacy, "upgrades"), NULL, 10);
 	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};
-	timer_init(&s->drain_limit, on_drain_limit, s);
+	spread_init(&s->last_days, s->runtime.loop, &last_days, s);
 	s->at_end = (struct loop_hook){.run = at_end, .data = s};
 	loop_hook_add(s->runtime.loop, STAGE_END, &s->at_end);
 	return true;
@@ -556,7 +590,9 @@ int service_check(const struct service_options *options, bool dump)
 			problems_add(&problems, "%s", why ? why : errno_text(errno));
 			free(why);
 		} else {
-			generation_free(load(&s, shared, &problems));
+			struct sources *sources = sources_new();
+			generation_free(load(&s, shared, sources, &problems));
+			sources_unref(sources);
 			runtime_close(&s.runtime);
 		}
 		scoreboard_free(board);

@@ -20,6 +20,7 @@
 #include "tls.h"
 
 struct channels;
+struct sources;
 struct processes;
 struct vm;
 struct vm_block;
@@ -30,6 +31,7 @@ struct lua_subscription;
 struct lua_timer;
 struct watches;
 struct socket_inheritance;
+struct store;
 struct lua_lookup;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
@@ -56,6 +58,7 @@ struct vm_options {
 	struct resolver *resolver;
 	struct processes *processes;
 	struct channels *channels;
+	struct store *store;
 	struct guard *guard;
 	struct tls_contexts *tls;
 	const struct vm_host *host;
@@ -65,6 +68,7 @@ struct vm_options {
 	const char *library_dir;     /* the shipped handlers and em/ */
 	bool is_script;              /* reactord run: print writes to standard output, nothing is "loading" */
 	uint64_t generation;
+	struct sources *sources; /* the texts of its files, filled while handlers load; borrowed; NULL: every file is read when it is wanted */
 };
 
 struct vm {

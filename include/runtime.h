@@ -14,6 +14,7 @@
 #include "process.h"
 #include "resolver.h"
 #include "scoreboard.h"
+#include "store.h"
 #include "tls.h"
 #include "watch.h"
 
@@ -26,6 +27,7 @@ struct runtime {
 	struct resolver *resolver;
 	struct processes *processes;
 	struct channels *channels;
+	struct store *store; /* em.shared's */
 	struct guard *guard;
 	struct activation *activation;
 	struct tls_contexts *tls;

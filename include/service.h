@@ -12,6 +12,7 @@
 #include "ports.h"
 #include "runtime.h"
 #include "settings.h"
+#include "spread.h"
 #include "upgrade.h"
 
 enum service_state { SERVING, DRAINING, STOPPED };
@@ -32,7 +33,7 @@ struct service {
 	enum service_state state;
 	bool reload_asked, stop_asked, stop_now;
 	double drain_s; /* em.stop's; < 0: the configuration's */
-	struct timer drain_limit;
+	struct spread last_days; /* of a drain */
 	struct loop_hook at_end;
 	struct sig *watches[5];
 	struct pidfile *pid_file; /* the process's, borrowed; NULL: it has none */
@@ -50,8 +51,9 @@ bool service_open(struct service *s, const struct service_options *options, cons
 /* Frees everything that is left. */
 void service_close(struct service *s);
 
-/* Builds a generation from a configuration and opens the ports that it wants; false with all problems, and nothing has changed then. */
-bool service_prepare(struct service *s, struct shared_config *shared, struct prepared *p, struct problems *problems)
+/* Builds a generation from a configuration and those sources (see sources.h) and opens the ports that it wants; false with all problems, and nothing has changed then. */
+bool service_prepare(struct service *s, struct shared_config *shared, struct sources *sources, struct prepared *p,
+                     struct problems *problems)
 	__attribute__((warn_unused_result));
 void service_commit(struct service *s, struct prepared *p);
 void service_abort(struct service *s, struct prepared *p);
