@@ -11,7 +11,7 @@ BUILD      = build
 # tests/spec/layers_spec.lua reads these lines and checks that.
 
 # 0 ground: logging, memory, plain data, addresses, counters and where processes share them, rights
-GROUND   = mem log value addr stats scoreboard privs
+GROUND   = mem log value addr stats scoreboard metrics privs
 
 # 1 settings: all mistakes at once, a sandboxed Lua file to plain data, plain data to a checked configuration
 SETTINGS = problems confread_lines confread_value confread option config_schema config_dump config_tls config
@@ -27,10 +27,10 @@ SOURCES  = resolver activation preface listener connector relay watch process ch
 
 # 5 lua: the door into the scripts, one binding a file
 LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_dns lua_timer lua_signal \
-           lua_process lua_sys lua_sandbox lua_core
+           lua_process lua_sys lua_sandbox lua_core lua_eval
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
-SERVICE  = notify pidfile runtime generation service run
+SERVICE  = notify pidfile command runtime generation report control service run
 
 # 7 main: options and subcommands
 MAIN     = main

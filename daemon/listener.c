@@ -69,7 +69,7 @@ static void starve(struct listener *l, int error)
 	uint64_t now = loop_now(l->loop);
 
 	l->starved = true;
-	l->loop->stats->accept_pauses++;
+	l->stats->accept_pauses++;
 	if (!l->told_ns || now - l->told_ns >= 1000000000u) {
 		l->told_ns = now;
 		log_event(LEVEL_WARN, &(struct log_context){.listener = l->name}, "accepting pauses: %s", errno_text(error));
@@ -129,7 +129,7 @@ static void admit(struct listener *l, int fd, const struct addr *peer, const str
 	if (count_address(l, listener_client(l, peer))) {
 		l->on_accept(l, fd, peer);
 	} else {
-		l->loop->stats->connections_refused++;
+		l->stats->connections_refused++;
 		l->live--;
 		close(fd);
 	}
@@ -166,7 +166,7 @@ static void on_no_header(void *data, int fd, const struct addr *peer, const char
 
 	close(fd);
 	l->live--;
-	l->loop->stats->proxy_headers_refused += why != NULL;
+	l->stats->proxy_headers_refused += why != NULL;
 	if (why)
 		log_event(LEVEL_INFO, &(struct log_context){.listener = l->name, .peer = addr_format(peer, text)}, "PROXY header refused: %s", why);
 	if (l->fd >= 0)
@@ -190,7 +190,7 @@ static void on_acceptable(evutil_socket_t fd, short what, void *data)
 				starve(l, errno); /* whatever it is, trying again at once would not mend it */
 			break;
 		}
-		l->loop->stats->connections_accepted++;
+		l->stats->connections_accepted++;
 		l->live++;
 		if (!l->proxy_count)
 			admit(l, client, &peer, NULL);
@@ -305,6 +305,7 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 	struct listener *l = mem_zalloc(sizeof *l);
 
 	l->loop = loop;
+	l->stats = loop->stats;
 	l->fd = fd;
 	l->datagrams = conf->url.scheme == SCHEME_UDP;
 	if (!sock_local(fd, &l->local))
@@ -319,7 +320,11 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 	l->prefaces = (struct prefaces){.loop = loop, .on_header = on_header, .on_failure = on_no_header, .data = l};
 	set_proxies(l, conf);
 	timer_init(&l->retry, on_retry, l);
-	loop->stats->listeners++;
+	l->stats->listeners++;
+	l->next = loop->listeners;
+	if (l->next)
+		l->next->previous = l;
+	loop->listeners = l;
 	l->event = event_new(loop->base, fd, EV_READ | EV_PERSIST, on_acceptable, l);
 	if (!l->event)
 		abort();
@@ -384,6 +389,14 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 	watch(l);
 }
 
+/* Moves it to another table of counters. */
+void listener_count(struct listener *l, struct stats *stats)
+{
+	l->stats->listeners--;
+	l->stats = stats;
+	l->stats->listeners++;
+}
+
 /* Leaves newcomers in the backlog. */
 void listener_pause(struct listener *l)
 {
@@ -423,7 +436,13 @@ void listener_close(struct listener *l)
 {
 	if (l->fd < 0)
 		return;
-	l->loop->stats->listeners--;
+	l->stats->listeners--;
+	if (l->previous)
+		l->previous->next = l->next;
+	else
+		l->loop->listeners = l->next;
+	if (l->next)
+		l->next->previous = l->previous;
 	l->watched = false;
 	event_free(l->event);
 	timer_stop(l->loop, &l->retry);

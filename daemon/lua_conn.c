@@ -113,7 +113,7 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 	lc->subject = (struct vm_subject){.self_ref = LUA_NOREF, .describe = describe, .failed = fail};
 	lc->handle_ref = LUA_NOREF;
 	lc->vm = vm;
-	lc->signature = ++vm->options.conns->last_signature;
+	lc->signature = conns_signature(vm->options.conns);
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &handle_key);
 	lua_setmetatable(L, -2);
 	lua_rawsetp(L, -2, &handle_key);

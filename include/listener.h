@@ -23,6 +23,8 @@ struct activation_socket;
 
 struct listener {
 	struct loop *loop;
+	struct stats *stats; /* where it and what it accepts are counted: the loop's, or by listener_count another's */
+	struct listener *previous, *next; /* all of the loop's */
 	struct event *event;
 	int fd; /* -1 once closed */
 	struct addr local;
@@ -66,6 +68,9 @@ void listener_update(struct listener *l, const struct listen_conf *conf);
 
 /* Gives the file of a Unix socket to a user, so that it may be removed and changed after rights were given up. */
 void listener_give(struct listener *l, uid_t uid, gid_t gid);
+
+/* Counts it there instead, from now on. */
+void listener_count(struct listener *l, struct stats *stats);
 
 void listener_pause(struct listener *l);
 void listener_resume(struct listener *l);
