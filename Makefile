@@ -26,14 +26,14 @@ WIRE     = sock sockfile bus adopt tls proxyproto conn_input conn_output conn fi
 SOURCES  = resolver activation preface listener connector relay watch process channel
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_dns lua_timer lua_signal \
+LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal \
            lua_process lua_sys lua_sandbox lua_core lua_eval
 
-# 6 service: configuration to listeners and handlers, generations, the service manager
-SERVICE  = notify pidfile command runtime generation report control service run
+# 6 service: configuration to listeners and handlers, generations, the control socket, the service manager
+SERVICE  = notify pidfile spread command runtime settings ports generation report control startup service run
 
 # 7 main: options and subcommands
-MAIN     = main
+MAIN     = ctl main
 
 LAYERS   = GROUND SETTINGS REACTOR WIRE SOURCES LUA SERVICE MAIN
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ help:
 	@echo 'make asan       the same tests under address, undefined-behaviour and leak sanitizers'
 	@echo 'make lint       luacheck, clang-format, cppcheck'
 	@echo 'make format     clang-format over all C files'
-	@echo 'make bench      echo speed beside a bare epoll server'
+	@echo 'make bench      echo speed beside a bare epoll server; what clients notice of reloads'
 	@echo 'make install    into DESTDIR, PREFIX ($(PREFIX)), SYSCONFDIR ($(SYSCONFDIR)); make uninstall'
 	@echo 'make clean      remove build/'
 
@@ -172,6 +172,7 @@ $(TESTSYS): tests/support/testsys.c
 bench: test-deps
 	@$(SUBMAKE) all $(BENCHES)
 	@tests/bench/run $(BUILD)/reactord
+	@tests/bench/live $(BUILD)/reactord
 
 $(BUILD)/bench/%: tests/bench/%.c $(BUILD)/flags
 	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $< $(LIBS)
@@ -207,6 +208,7 @@ install: all install-files
 install-files:
 	install -d $(BIN) $(SHARE)/handlers $(CONF) $(LIB)/systemd/system $(LIB)/sysusers.d $(LIB)/tmpfiles.d
 	install -m 755 $(BUILD)/reactord $(BIN)/reactord
+	ln -sf reactord $(BIN)/reactorctl
 	cd handlers && for file in $(HANDLERS); do install -D -m 644 $$file $(abspath $(SHARE))/handlers/$$file || exit 1; done
 	sed 's|@PREFIX@|$(PREFIX)|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g' systemd/reactord.service > $(LIB)/systemd/system/reactord.service
 	chmod 644 $(LIB)/systemd/system/reactord.service
@@ -217,7 +219,7 @@ install-files:
 
 # What install put there; a configuration that was changed since stays, and so do files that are not ours.
 uninstall:
-	rm -f $(BIN)/reactord $(LIB)/systemd/system/reactord.service $(LIB)/sysusers.d/reactord.conf $(LIB)/tmpfiles.d/reactord.conf
+	rm -f $(BIN)/reactord $(BIN)/reactorctl $(LIB)/systemd/system/reactord.service $(LIB)/sysusers.d/reactord.conf $(LIB)/tmpfiles.d/reactord.conf
 	rm -f $(addprefix $(SHARE)/handlers/,$(HANDLERS))
 	-@find $(SHARE) -depth -type d -empty -delete 2>/dev/null
 	@if [ -e $(CONF)/reactord.conf ]; then \

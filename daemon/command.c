@@ -88,8 +88,8 @@ static const struct {
 	const char *name;
 	char *(*text)(double n);
 } units[] = {
-	{"bytes_in", bytes_text},   {"bytes_out", bytes_text}, {"queued", bytes_text},     {"lua_memory", bytes_text},
-	{"uptime", seconds_text},   {"age", seconds_text},     {"idle", seconds_text},     {"lag", seconds_text},
+	{"bytes_in", bytes_text},        {"bytes_out", bytes_text},       {"queued", bytes_text}, {"lua_memory", bytes_text},
+	{"uptime", seconds_text},        {"age", seconds_text},           {"idle", seconds_text}, {"lag", seconds_text},
 	{"callback_time", seconds_text}, {"callback_mean", seconds_text},
 };
 
@@ -229,7 +229,8 @@ void command_show(FILE *to, const char *name, const json_t *result)
 void command_help(FILE *to)
 {
 	for (size_t i = 0; i < command_count; i++) {
-		char *call = mem_printf("%s%s%s", commands[i].name, commands[i].argument ? " " : "", commands[i].argument ? commands[i].argument : "");
+		char *call =
+			mem_printf("%s%s%s", commands[i].name, commands[i].argument ? " " : "", commands[i].argument ? commands[i].argument : "");
 		fprintf(to, "  %-16s %s\n", call, commands[i].help);
 		free(call);
 	}

@@ -5,6 +5,7 @@
 #include "config.h"
 
 #include <ctype.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -488,6 +489,16 @@ struct config *config_load(const char *path, const struct override *overrides, s
 struct config *config_defaults(const struct override *overrides, size_t count, struct problems *problems)
 {
 	return finish(config_new(), overrides, count, problems, problems->count);
+}
+
+/* As many as there are cores that we may run on, if the file leaves it to us. */
+unsigned config_processes(const struct config *config)
+{
+	cpu_set_t cores;
+
+	if (config->processes)
+		return (unsigned)config->processes;
+	return sched_getaffinity(0, sizeof cores, &cores) == 0 && CPU_COUNT(&cores) > 0 ? (unsigned)CPU_COUNT(&cores) : 1;
 }
 
 /* Frees a config; NULL is fine. */

@@ -7,6 +7,7 @@
 #include "lua_channel.h"
 #include "lua_core.h"
 #include "lua_handler.h"
+#include "lua_handover.h"
 #include "lua_signal.h"
 #include "lua_timer.h"
 #include "lua_udp.h"
@@ -167,11 +168,43 @@ static void load(struct generation *g, struct problems *problems)
 	}
 }
 
+/* Asks so many connections, accepted ones alone or all, to end after writing. Returns how many are left to be asked. */
+static size_t finish(struct generation *g, bool accepted, size_t some, const char *why)
+{
+	size_t left = 0;
+
+	for (struct lua_conn *lc = g->vm->conns; lc; lc = lc->next) {
+		if (!conn_usable(lc->c) || (accepted && !lc->listener))
+			continue;
+		if (some) {
+			some--;
+			conn_finish(lc->c, NULL, why);
+		} else {
+			left++;
+		}
+	}
+	return left;
+}
+
+/* Counts those of a retired generation that go on. */
+static size_t count_alive(void *data)
+{
+	return finish(data, false, 0, NULL);
+}
+
+/* Its time comes to its end. */
+static void end_some(void *data, size_t some)
+{
+	finish(data, false, some, "reloaded");
+}
+
 /* Its time is up: what is still connected ends. */
-static void on_deadline(void *data)
+static void on_limit(void *data)
 {
 	generation_end(data, NULL, "reloaded");
 }
+
+static const struct spread_events last_days = {.count = count_alive, .end_some = end_some, .on_limit = on_limit};
 
 /* Builds a generation completely. */
 struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, uint64_t number, bool is_script,
@@ -186,7 +219,7 @@ struct generation *generation_new(struct runtime *runtime, struct shared_config 
 	g->shared = shared;
 	g->config = shared->config;
 	shared->users++;
-	timer_init(&g->deadline, on_deadline, g);
+	spread_init(&g->last_days, runtime->loop, &last_days, g);
 	struct vm_options options = runtime_vm_options(runtime, g->config, host, host_data);
 	options.generation = number;
 	options.is_script = is_script;
@@ -228,7 +261,7 @@ void generation_free(struct generation *g)
 		}
 		vm_free(g->vm);
 	}
-	timer_stop(g->runtime->loop, &g->deadline);
+	spread_stop(&g->last_days);
 	free(g->acceptors);
 	free(g->receivers);
 	free(g->dialers);
@@ -279,9 +312,11 @@ void generation_start(struct generation *g, struct generation *before)
 	for (size_t i = 0; i < g->config->listen_count; i++)
 		if (g->config->listens[i].url.scheme == SCHEME_UDP)
 			receive(&g->receivers[i]);
-	for (size_t i = 0; i < g->config->connect_count; i++)
-		if (!take_over(&g->dialers[i], before))
+	for (size_t i = 0; i < g->config->connect_count; i++) {
+		g->dialers[i].stopped = g->runtime->loop->process > 1 && !g->config->connects[i].each_process; /* the first process has it */
+		if (!g->dialers[i].stopped && !take_over(&g->dialers[i], before))
 			dial(&g->dialers[i]);
+	}
 }
 
 /* Dials no more. */
@@ -315,7 +350,34 @@ void generation_retire(struct generation *g, struct generation *heir)
 	lua_signal_cancel_all(g->vm, heir ? heir->vm : NULL);
 	lua_net_close_servers(g->vm, heir ? heir->vm : NULL);
 	g->vm->first_tick = g->vm->next_tick;
-	timer_start(g->runtime->loop, &g->deadline, (heir ? heir : g)->config->reload_timeout_ns);
+	spread_start(&g->last_days, (heir ? heir : g)->config->reload_timeout_ns);
+}
+
+/* A connection has moved. If it was a connect block's, it still is. */
+static void on_moved(struct lua_conn *before, struct lua_conn *after, void *data)
+{
+	struct generation *g = data;
+
+	for (size_t i = 0; i < g->config->connect_count; i++)
+		if (g->dialers[i].lc == before)
+			g->dialers[i].lc = after;
+}
+
+/* Takes over from older ones. */
+void generation_hand_over(struct generation *g)
+{
+	struct lua_handover_count sum = {0};
+
+	for (struct generation *old = g->older; old; old = old->older) {
+		if (old->vm->exhausted)
+			continue; /* its data has filled its memory: its connections end with it */
+		struct lua_handover_count count = lua_handover(old->vm, g->vm, on_moved, g);
+		sum.moved += count.moved;
+		sum.stayed += count.stayed;
+	}
+	if (sum.moved || sum.stayed)
+		log_info("generation %llu has taken over %zu connection(s), %zu stay on older code", (unsigned long long)g->number, sum.moved,
+		         sum.stayed);
 }
 
 /* Ends what is connected. */
@@ -324,6 +386,18 @@ void generation_end(struct generation *g, const char *code, const char *why)
 	g->vm->closing = g->vm->retired;
 	for (struct lua_conn *lc = g->vm->conns; lc; lc = lc->next)
 		conn_end(lc->c, code, why);
+}
+
+/* Makes its last days short. */
+void generation_expire(struct generation *g)
+{
+	spread_hurry(&g->last_days);
+}
+
+/* Ends some of what clients have opened. */
+size_t generation_finish_accepted(struct generation *g, size_t some, const char *why)
+{
+	return finish(g, true, some, why);
 }
 
 /* Counts what clients have opened. */

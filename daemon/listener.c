@@ -181,7 +181,7 @@ static void on_acceptable(evutil_socket_t fd, short what, void *data)
 
 	(void)what;
 	l->busy = true; /* on_accept may close it */
-	for (int i = 0; i < LISTENER_BATCH && l->watched; i++) {
+	for (int i = 0; i < l->batch && l->watched; i++) {
 		int client = sock_accept(fd, &peer);
 		if (client < 0) {
 			if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO)
@@ -308,6 +308,8 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 	l->stats = loop->stats;
 	l->fd = fd;
 	l->datagrams = conf->url.scheme == SCHEME_UDP;
+	/* a socket that several processes accept on is shared one by one */
+	l->batch = loop->processes > 1 && (conf->url.scheme == SCHEME_UNIX || conf->url.scheme == SCHEME_FD) ? 1 : LISTENER_BATCH;
 	if (!sock_local(fd, &l->local))
 		l->local.length = 0;
 	l->url = mem_strdup(conf->url_text);
@@ -374,6 +376,12 @@ struct listener *listener_adopt(struct loop *loop, const struct listen_conf *con
 		return NULL;
 	}
 	return make_listener(loop, conf, fd, on_accept, user, why);
+}
+
+/* Leaves the socket's file to somebody else. */
+void listener_leave_file(struct listener *l)
+{
+	sockfile_forget(&l->file);
 }
 
 /* Takes over new limits. */

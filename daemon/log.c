@@ -29,6 +29,7 @@ static struct {
 	char *path;             /* NULL: standard error */
 	int fd;
 	bool is_socket, is_pipe;
+	unsigned process; /* 0: the only one, which goes without saying */
 	bool stalled;  /* the last event found no reader: do not wait for it again */
 	bool torn;     /* the last line was cut off: begin with a line break */
 	uint64_t lost; /* events dropped since the last one that was written */
@@ -271,6 +272,12 @@ static void put_context(struct line *line, const struct log_context *context, bo
 		put_text(line, number);
 		before = " ";
 	}
+	if (log_state.process != 0) {
+		put_text(line, json ? "," : before);
+		snprintf(number, sizeof number, json ? "\"process\":%u" : "process=%u", log_state.process);
+		put_text(line, number);
+		before = " ";
+	}
 	if (!json && before[1] == '\0')
 		put(line, "]", 1);
 }
@@ -393,9 +400,16 @@ static bool report_lost(void)
 	return written;
 }
 
+/* Names the process. */
+void log_set_process(unsigned process)
+{
+	log_state.process = process;
+}
+
 /* Writes one event. */
 void log_event(enum log_level level, const struct log_context *context, const char *format, ...)
 {
+	static const struct log_context no_context;
 	int saved = errno;
 	struct line line = {0};
 	va_list arguments;
@@ -406,6 +420,8 @@ void log_event(enum log_level level, const struct log_context *context, const ch
 	va_start(arguments, format);
 	message = mem_vprintf(format, arguments);
 	va_end(arguments);
+	if (!context && log_state.process)
+		context = &no_context;
 	if (log_state.format == FORMAT_JSON)
 		make_json(&line, level, context, message);
 	else

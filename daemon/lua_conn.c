@@ -101,8 +101,8 @@ static void fail(struct vm_subject *s, const char *message)
 		conn_end_text(lc->c, "EHANDLER", mem_printf("handler error: %.*s", (int)strcspn(message, "\n"), message));
 }
 
-/* Makes an instance. Whatever may raise comes before the connection exists. */
-struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow)
+/* Makes an instance without a connection. */
+struct lua_conn *lua_conn_make(lua_State *L, int meta, uint64_t signature)
 {
 	struct vm *vm = vm_of(L);
 
@@ -113,7 +113,7 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 	lc->subject = (struct vm_subject){.self_ref = LUA_NOREF, .describe = describe, .failed = fail};
 	lc->handle_ref = LUA_NOREF;
 	lc->vm = vm;
-	lc->signature = conns_signature(vm->options.conns);
+	lc->signature = signature;
 	lua_rawgetp(L, LUA_REGISTRYINDEX, &handle_key);
 	lua_setmetatable(L, -2);
 	lua_rawsetp(L, -2, &handle_key);
@@ -125,6 +125,14 @@ struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow
 	lua_rawset(L, -3);
 	lua_setmetatable(L, -2);
 	lua_conn_hold(L, lc, lua_gettop(L));
+	return lc;
+}
+
+/* Makes an instance with a connection. Whatever may raise comes before that exists. */
+struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow)
+{
+	struct lua_conn *lc = lua_conn_make(L, meta, conns_signature(vm_of(L)->options.conns));
+
 	lua_conn_revive(lc, flow);
 	return lc;
 }
@@ -149,6 +157,33 @@ void lua_conn_set_label(struct lua_conn *lc, const char *label)
 	lc->label = lc->own_label;
 }
 
+/* Enters the list of its VM. */
+static void link_in(struct lua_conn *lc)
+{
+	struct vm *vm = lc->vm;
+
+	lc->previous = NULL;
+	lc->next = vm->conns;
+	if (lc->next)
+		lc->next->previous = lc;
+	vm->conns = lc;
+	vm->conn_count++;
+}
+
+/* Leaves it. */
+static void unlink_from(struct lua_conn *lc)
+{
+	struct vm *vm = lc->vm;
+
+	if (lc->previous)
+		lc->previous->next = lc->next;
+	else
+		vm->conns = lc->next;
+	if (lc->next)
+		lc->next->previous = lc->previous;
+	vm->conn_count--;
+}
+
 /* Gives a handle a connection: its first, or the one that takes the place of one that ends or has ended. */
 void lua_conn_revive(struct lua_conn *lc, const struct flow *flow)
 {
@@ -162,28 +197,55 @@ void lua_conn_revive(struct lua_conn *lc, const struct flow *flow)
 		return;
 	}
 	lc->c = c;
-	lc->previous = NULL;
-	lc->next = vm->conns;
-	if (lc->next)
-		lc->next->previous = lc;
-	vm->conns = lc;
-	vm->conn_count++;
+	link_in(lc);
+}
+
+/* Holds instance and handle no longer: lc may be collected from now on. */
+void lua_conn_let_go(struct lua_conn *lc)
+{
+	vm_unref(lc->vm, &lc->subject.self_ref);
+	luaL_unref(lc->vm->L, LUA_REGISTRYINDEX, lc->handle_ref);
 }
 
 /* The last thing of a handle's life. */
 static void release(struct lua_conn *lc)
 {
-	struct vm *vm = lc->vm;
+	unlink_from(lc);
+	lua_conn_let_go(lc);
+}
 
-	if (lc->previous)
-		lc->previous->next = lc->next;
+/* Moves the connection, with all that is known of it, to a handle that has none, be it in another VM. What belongs to the old instance
+ * itself stays behind: timers and listeners. Both remain held. */
+void lua_conn_move(struct lua_conn *from, struct lua_conn *to)
+{
+	lua_conn_keep_names(from);
+	if (from->own_label)
+		lua_conn_set_label(to, from->own_label);
 	else
-		vm->conns = lc->next;
-	if (lc->next)
-		lc->next->previous = lc->previous;
-	vm->conn_count--;
-	vm_unref(vm, &lc->subject.self_ref);
-	luaL_unref(vm->L, LUA_REGISTRYINDEX, lc->handle_ref); /* lc may be collected from now on */
+		to->label = from->label;
+	to->subject.label = from->subject.label;
+	to->c = from->c;
+	to->c->user = to;
+	to->listener = from->listener;
+	to->tls = from->tls;
+	to->proxy_version = from->proxy_version;
+	to->proxy_for = from->proxy_for;
+	to->hostname = from->hostname;
+	to->connect_timeout_ns = from->connect_timeout_ns;
+	to->on_unbound = from->on_unbound;
+	to->on_unbound_data = from->on_unbound_data;
+	to->outgoing = from->outgoing;
+	to->eof_unheard = from->eof_unheard;
+	to->moved = false;
+	from->c = NULL;
+	from->listener = NULL;
+	from->tls = NULL;
+	from->proxy_for = NULL;
+	from->hostname = NULL;
+	from->on_unbound = NULL;
+	from->moved = true;
+	unlink_from(from);
+	link_in(to);
 }
 
 /* Pushes what send_data returns. */

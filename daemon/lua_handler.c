@@ -13,10 +13,28 @@
 
 /* The callbacks that the loop makes, for the warning about a name that is nearly one of them. */
 static const char *const callbacks[] = {
-	"initialize",      "post_init",     "connection_completed", "receive_data",         "receive_stderr",  "receive_eof",
-	"drained",         "unbind",        "send_error",           "proxy_target_unbound", "proxy_completed", "notify_readable",
-	"notify_writable", "file_modified", "file_moved",           "file_deleted",         "process_exited",  "ssl_handshake_completed",
-	"ssl_verify_peer", "receive_message",
+	"initialize",
+	"post_init",
+	"connection_completed",
+	"receive_data",
+	"receive_stderr",
+	"receive_eof",
+	"drained",
+	"unbind",
+	"send_error",
+	"proxy_target_unbound",
+	"proxy_completed",
+	"notify_readable",
+	"notify_writable",
+	"file_modified",
+	"file_moved",
+	"file_deleted",
+	"process_exited",
+	"ssl_handshake_completed",
+	"ssl_verify_peer",
+	"receive_message",
+	"handover",
+	"takeover",
 };
 
 /* Does the table at index find em.Connection by way of its metatables? */
@@ -191,6 +209,30 @@ static void push_named(lua_State *L, const char *name)
 	lua_pop(L, 1);
 }
 
+/* Pushes a copy of a handler's name that is kept as long as the VM, the one there is or a new one. */
+static const char *push_kept_name(lua_State *L, const char *handler)
+{
+	luaL_getsubtable(L, LUA_REGISTRYINDEX, "handler names"); /* not on the path of a chunk */
+	if (lua_getfield(L, -1, handler) == LUA_TNIL) {
+		lua_pop(L, 1);
+		lua_pushstring(L, handler);
+		lua_pushvalue(L, -1);
+		lua_setfield(L, -3, handler);
+	}
+	return lua_tostring(L, -1); /* anchored as the table's value */
+}
+
+/* The name of a handler that is given by name. */
+char *lua_handler_name(lua_State *L, int index)
+{
+	if (lua_type(L, index) != LUA_TSTRING)
+		return NULL;
+	luaL_checkstack(L, 8, "handler");
+	const char *name = push_kept_name(L, lua_tostring(L, index));
+	lua_pop(L, 2);
+	return (char *)name;
+}
+
 /* Pushes metatable and function for a handler. */
 void lua_handler_resolve(lua_State *L, int index)
 {
@@ -287,14 +329,7 @@ static int name_body(lua_State *L)
 {
 	struct load_call *load = lua_touserdata(L, 1);
 
-	luaL_getsubtable(L, LUA_REGISTRYINDEX, "handler names"); /* once a block, not on the path of a chunk */
-	if (lua_getfield(L, -1, load->handler) == LUA_TNIL) {
-		lua_pop(L, 1);
-		lua_pushstring(L, load->handler);
-		lua_pushvalue(L, -1);
-		lua_setfield(L, -3, load->handler);
-	}
-	load->handler = lua_tostring(L, -1); /* anchored as the table's value */
+	load->handler = push_kept_name(L, load->handler);
 	return 0;
 }
 

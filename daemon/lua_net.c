@@ -181,6 +181,7 @@ static int open_server(lua_State *L, struct listen_conf *conf, int handler, int 
 	int self = lua_gettop(L);
 	s->self_ref = LUA_NOREF;
 	s->acceptor = (struct lua_acceptor){.vm = vm, .flow = conf->flow, .accepted = accepted_body, .server = s};
+	s->acceptor.handler = lua_handler_name(L, handler);
 	lua_handler_class(L, handler, handler + 1, last, &s->acceptor.class);
 	lua_pushvalue(L, self);
 	s->self_ref = vm_ref(L);
@@ -498,6 +499,7 @@ static void start(struct lua_conn *lc, const struct target *t, struct tls_contex
 /* Makes the connection, runs its first callbacks, starts to connect; pushes it. */
 static int connect_to(lua_State *L, const struct target *t, int handler, int last)
 {
+	char *name = lua_handler_name(L, handler);
 	lua_handler_resolve(L, handler);
 	int function = lua_gettop(L), meta = function - 1, args = 0, count = last > handler ? last - handler : 0;
 	struct tls_context *tls = NULL;
@@ -520,6 +522,7 @@ static int connect_to(lua_State *L, const struct target *t, int handler, int las
 	struct lua_conn *lc = lua_conn_create(L, meta, &t->flow);
 	int self = lua_gettop(L);
 	lc->outgoing = true;
+	lc->handler = name;
 	lua_conn_set_label(lc, t->label);
 	lc->connect_timeout_ns = t->timeout_ns;
 	start(lc, t, tls);
@@ -704,6 +707,8 @@ static int reconnect(lua_State *L, const char *host, uint16_t port)
 		return 3;
 	if (vm->options.host->stopping && vm->options.host->stopping(vm))
 		return arg_failure(L, "ECANCELED", "stopping");
+	if (lc->moved)
+		return arg_failure(L, "ENOTCONN", "closed");
 	if (!lc->outgoing)
 		return arg_failure(L, "EOPNOTSUPP", "only an outgoing connection can reconnect");
 	if (lc->again || (lc->c && !lc->unbinding)) {

@@ -9,10 +9,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "ctl.h"
 #include "log.h"
 #include "mem.h"
 #include "run.h"
 #include "service.h"
+#include "startup.h"
 
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
 
@@ -34,6 +36,7 @@ static const char usage_text[] =
 	"       reactord check [-c FILE] [--dump=json]                   check FILE and every handler; -t is the same\n"
 	"       reactord run SCRIPT [ARGUMENTS]                          run a script inside the loop\n"
 	"       reactord run HANDLER.lua -l URL [-l URL]                 serve one handler\n"
+	"       reactord ctl COMMAND                                     ask a running daemon (reactord ctl --help; also reactorctl)\n"
 	"\n"
 	"  -c, --config FILE        configuration (or REACTORD_CONFIG in the environment)\n"
 	"  -t, --check              check and exit: 0 if all is good, 1 with every mistake\n"
@@ -165,6 +168,14 @@ static int detach(int *ready_fd)
 	return -1;
 }
 
+/* Serves until stopped; the exit status. */
+static int serve_config(const struct service_options *options)
+{
+	struct config *config = startup_configure(options);
+
+	return config ? service_run(options, config) : STATUS_FAILED;
+}
+
 /* reactord, reactord check */
 static int serve(int argc, char **argv, bool check)
 {
@@ -185,7 +196,7 @@ static int serve(int argc, char **argv, bool check)
 		if (line.detach)
 			status = detach(&options.ready_fd);
 		if (status < 0)
-			status = service_run(&options);
+			status = serve_config(&options);
 	}
 	free(line.overrides);
 	return status;
@@ -245,7 +256,7 @@ static int run(int argc, char **argv)
 		                                  .handler = file,
 		                                  .urls = line.urls,
 		                                  .url_count = line.url_count};
-		status = service_run(&options);
+		status = serve_config(&options);
 		free(file);
 	} else if (status < 0) {
 		status = run_file(&line, path, argc - first - 1, argv + first + 1);
@@ -265,12 +276,17 @@ static const struct {
 	int (*run)(int argc, char **argv);
 } subcommands[] = {
 	{"check", check},
+	{"ctl", ctl_main},
 	{"run", run},
 };
 
 /* Finds the subcommand. */
 int main(int argc, char **argv)
 {
+	const char *slash = strrchr(argv[0], '/'), *name = slash ? slash + 1 : argv[0];
+
+	if (strcmp(name, "reactorctl") == 0)
+		return ctl_main(argc, argv);
 	for (size_t i = 0; argc > 1 && i < sizeof subcommands / sizeof *subcommands; i++)
 		if (strcmp(argv[1], subcommands[i].name) == 0)
 			return subcommands[i].run(argc - 1, argv + 1);

@@ -35,6 +35,16 @@ struct report report_failure(int status, char *why)
 	return r;
 }
 
+/* A failure with many. */
+struct report report_failures(const struct problems *problems)
+{
+	struct report r = {.status = COMMAND_FAILED, .result = json_array()};
+
+	for (size_t i = 0; i < problems->count; i++)
+		json_array_append_new(r.result, text(problems->lines[i]));
+	return r;
+}
+
 /* One counter over all processes. */
 static json_t *total(const struct scoreboard *board, const char *name)
 {
@@ -71,9 +81,15 @@ static json_t *process_rows(const struct scoreboard *board, uint64_t now_ns)
 json_t *report_status(const struct scoreboard *board, pid_t pid, const char *state, const char *config)
 {
 	static const char *const counters[][2] = {
-		{"connections", "connections"}, {"listeners", "listeners"},         {"accepted", "connections_accepted"},
-		{"bytes_in", "bytes_in"},       {"bytes_out", "bytes_out"},         {"queued", "bytes_queued"},
-		{"lua_memory", "lua_memory"},   {"handler_errors", "handler_errors"}, {"reloads", "reloads"},
+		{"connections", "connections"},
+		{"listeners", "listeners"},
+		{"accepted", "connections_accepted"},
+		{"bytes_in", "bytes_in"},
+		{"bytes_out", "bytes_out"},
+		{"queued", "bytes_queued"},
+		{"lua_memory", "lua_memory"},
+		{"handler_errors", "handler_errors"},
+		{"reloads", "reloads"},
 		{"reloads_refused", "reloads_refused"},
 	};
 	json_t *o = json_object();

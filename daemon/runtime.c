@@ -61,11 +61,11 @@ static void on_pipe(int signo)
 }
 
 /* Makes the parts in their order. */
-bool runtime_open(struct runtime *r, const struct config *config, struct score *score, char **why)
+bool runtime_open(struct runtime *r, const struct config *config, struct score *score, struct activation *activation, char **why)
 {
 	*r = (struct runtime){.score = score, .stats = &score->stats};
 	signal(SIGPIPE, on_pipe);
-	r->activation = activation_new();
+	r->activation = activation;
 	rlim_t descriptor_limit = raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);

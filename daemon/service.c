@@ -1,6 +1,5 @@
 /*
- * The daemon's life: open, give up rights, load, serve; reload; drain, stop. The newest generation gets new connections, older ones live
- * until their last connection has ended.
+ * A service's life: see service.h. The newest generation gets new connections, older ones live until their last connection has ended.
  */
 #include "service.h"
 
@@ -12,51 +11,46 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "generation.h"
+#include "command.h"
 #include "lua_core.h"
 #include "lua_signal.h"
 #include "mem.h"
 #include "notify.h"
 #include "pidfile.h"
 #include "privs.h"
-#include "runtime.h"
 #include "sig.h"
+#include "startup.h"
 
-enum service_state { SERVING, DRAINING, STOPPED };
+#define PROGRESS_NS 250000000u /* between two lines of progress of a drain */
 
-/* An open listener of the configuration. */
-struct port {
-	struct listener *l;
-	struct port *next;
-};
-
-struct service {
-	const struct service_options *options;
-	struct runtime runtime;
-	struct generation *newest; /* leads to the older ones */
-	uint64_t last_number;
-	struct port *ports;
-	enum service_state state;
-	bool reload_asked, stop_asked, stop_now;
-	double drain_s; /* em.stop's; < 0: the configuration's */
-	struct timer drain_limit;
-	struct loop_hook at_end;
-	struct sig *watches[4];
-	int status;
-	struct pidfile pid_file;
-};
-
-/* em.stop in a handler: the process drains and ends. */
-static void on_stop(struct vm *vm, double drain_s, int status)
+/* Drains and ends. */
+void service_ask_drain(struct service *s, double drain_s, int status)
 {
-	struct service *s = vm->options.host_data;
-
 	s->stop_asked = true;
 	if (drain_s >= 0)
 		s->drain_s = drain_s;
 	if (status >= 0)
 		s->status = status;
-	loop_wake(s->runtime.loop);
+	if (s->runtime.loop)
+		loop_wake(s->runtime.loop);
+}
+
+/* Ends. */
+void service_ask_stop(struct service *s)
+{
+	s->stop_now = true;
+	if (s->runtime.loop)
+		loop_wake(s->runtime.loop);
+}
+
+/* em.stop in a handler. */
+static void on_stop(struct vm *vm, double drain_s, int status)
+{
+	struct service *s = vm->options.host_data;
+
+	service_ask_drain(s, drain_s, status);
+	if (s->on_stop)
+		s->on_stop(s, drain_s, status);
 }
 
 /* The generation whose VM that is. */
@@ -103,160 +97,49 @@ static const struct vm_host daemon_host = {.on_stop = on_stop, .on_exhausted = o
 static const struct vm_host run_host = {
 	.on_stop = on_stop, .on_exhausted = on_exhausted, .on_uncaught = on_uncaught, .stopping = is_stopping};
 
-/* Makes a configuration for one handler on some URLs. */
-static struct config *config_for_handler(const struct service_options *o, struct problems *problems)
+/* Aims the listeners at a generation's handlers. */
+static void aim(struct generation *g, struct port *const *open)
 {
-	struct config *config = config_defaults(o->overrides, o->override_count, problems);
-
-	if (!config)
-		return NULL;
-	config->unsafe = true;
-	/* its own folder, for require; the handlers' folders cannot have been set otherwise */
-	config->handlers.items = mem_realloc(config->handlers.items, sizeof *config->handlers.items);
-	config->handlers.items[config->handlers.count++] = mem_strndup(o->handler, (size_t)(strrchr(o->handler, '/') - o->handler));
-	config->listens = mem_zalloc(o->url_count * sizeof *config->listens);
-	size_t good = 0;
-	for (size_t i = 0; i < o->url_count; i++) {
-		char *why = NULL;
-		if (!config_listen(&config->listens[i], o->urls[i], NULL, &why)) {
-			problems_add(problems, "%s", why);
-			free(why);
-			continue;
-		}
-		config->listens[i].handler = mem_strdup(o->handler);
-		good++;
-	}
-	config->listen_count = o->url_count; /* a refused one is all zero */
-	if (good == o->url_count)
-		return config;
-	config_free(config);
-	return NULL;
-}
-
-/* Reads the configuration anew. */
-static struct config *read_config(const struct service_options *o, struct problems *problems)
-{
-	if (!o->config_path)
-		return config_for_handler(o, problems);
-	return config_load(o->config_path, o->overrides, o->override_count, problems);
-}
-
-/* Writes all problems to the log, each an event. */
-static void log_problems(const struct problems *problems, const char *lead)
-{
-	for (size_t i = 0; i < problems->count; i++)
-		log_error("%s%s", lead, problems->lines[i]);
-}
-
-/* Finds the open listener of a URL. */
-static struct port *find_port(struct service *s, const char *url)
-{
-	for (struct port *p = s->ports; p; p = p->next)
-		if (strcmp(p->l->url, url) == 0)
-			return p;
-	return NULL;
-}
-
-/* How many blocks of a configuration before that one have its URL: they may share it by reuse_port. */
-static size_t occurrence(const struct config *config, size_t block)
-{
-	size_t n = 0;
-
-	for (size_t i = 0; i < block; i++)
-		n += strcmp(config->listens[i].url_text, config->listens[block].url_text) == 0;
-	return n;
-}
-
-/* The listeners of a configuration, open ones reused, the others opened: an array of listen_count, entries NULL where that failed. */
-static struct listener **open_ports(struct service *s, const struct config *config, struct problems *problems)
-{
-	struct listener **open = mem_zalloc((config->listen_count + 1) * sizeof *open);
-
-	for (size_t i = 0; i < config->listen_count; i++) {
-		const struct listen_conf *conf = &config->listens[i];
-		char *why = NULL;
-		struct port *p = find_port(s, conf->url_text);
-		for (size_t n = occurrence(config, i); p && n; n--) {
-			for (p = p->next; p && strcmp(p->l->url, conf->url_text) != 0;)
-				p = p->next;
-		}
-		open[i] = p ? p->l : listener_open(s->runtime.loop, conf, lua_net_on_accept, NULL, &why);
-		if (!open[i]) {
-			bool gave_up = errno == EACCES && s->newest && config->user;
-			problems_add_at(problems, conf->file, conf->line, "%s%s", why,
-			                gave_up ? ": the daemon has given up its rights, restart it" : "");
-			free(why);
-		}
-	}
-	return open;
-}
-
-/* Is that listener among the service's ports? */
-static bool is_port(const struct service *s, const struct listener *l)
-{
-	for (const struct port *p = s->ports; p; p = p->next)
-		if (p->l == l)
-			return true;
-	return false;
-}
-
-/* Closes those that open_ports has opened newly. */
-static void close_new_ports(struct service *s, struct listener **open, size_t count)
-{
-	for (size_t i = 0; i < count; i++)
-		if (open[i] && !is_port(s, open[i]))
-			listener_close(open[i]);
-}
-
-/* Makes the listeners those of a generation: closes the ones that are not in its configuration, aims the others at its handlers. */
-static void take_ports(struct service *s, struct generation *g, struct listener **open)
-{
-	struct port *old = s->ports, *next, **end = &s->ports;
-
-	for (size_t i = 0; i < g->config->listen_count; i++)
-		if (s->newest && !is_port(s, open[i]))
-			log_info("listening on %s", open[i]->name);
-	for (struct port *p = old; p; p = next) {
-		bool kept = false;
-		for (size_t i = 0; i < g->config->listen_count; i++)
-			kept |= open[i] == p->l;
-		next = p->next;
-		if (!kept) {
-			log_info("no longer listening on %s", p->l->name);
-			listener_close(p->l);
-		}
-		free(p);
-	}
-	s->ports = NULL;
 	for (size_t i = 0; i < g->config->listen_count; i++) {
-		struct port *p = mem_zalloc(sizeof *p);
-		p->l = open[i];
-		p->l->user = &g->acceptors[i];
-		g->receivers[i].l = p->l;
-		if (s->newest) /* at the start it has just been opened so */
-			listener_update(p->l, &g->config->listens[i]);
-		*end = p;
-		end = &p->next;
+		struct listener *l = open[i]->sockets[0];
+		l->user = &g->acceptors[i];
+		g->receivers[i].l = l;
 	}
 }
 
-/* Puts a generation in the place of the one before. Nothing in it can fail. */
-static void swap(struct service *s, struct generation *g, struct listener **open)
+/* Puts what was prepared in the place of what was there before. Nothing in it can fail. */
+void service_commit(struct service *s, struct prepared *p)
 {
-	struct generation *before = s->newest;
+	struct generation *g = p->generation, *before = s->newest;
 	size_t alive = 0;
 
-	take_ports(s, g, open);
+	aim(g, p->open);
+	ports_commit(&s->ports, g->config, p->open, before != NULL);
 	runtime_configure(&s->runtime, g->config);
+	s->last_number = g->number;
 	g->older = before;
 	s->newest = g;
 	s->runtime.score->generation = g->number;
 	generation_start(g, before);
 	if (before)
 		generation_retire(before, g);
+	generation_hand_over(g);
 	for (struct generation *old = g; old; old = old->older)
-		if (++alive > (size_t)g->config->generations && old != g)
-			generation_end(old, NULL, "reloaded");
+		if ((old == g || old->vm->conn_count) && ++alive > (size_t)g->config->generations && old != g)
+			generation_expire(old);
+	shared_config_release(p->shared);
+	*p = (struct prepared){0};
+}
+
+/* Forgets it. */
+void service_abort(struct service *s, struct prepared *p)
+{
+	if (!p->shared)
+		return;
+	ports_abort(&s->ports, p->open, p->shared->config->listen_count);
+	generation_free(p->generation);
+	shared_config_release(p->shared);
+	*p = (struct prepared){0};
 }
 
 /* Frees the generations that nothing is connected to any more. */
@@ -276,18 +159,6 @@ static void reap_generations(struct service *s)
 	}
 }
 
-/* Opens the log as a configuration says; on failure the old one stays. */
-static bool apply_log(const struct config *config, struct problems *problems)
-{
-	char *why = NULL;
-
-	if (log_open(config->log_level, config->log_format, config->log_file, &why))
-		return true;
-	problems_add(problems, "log: %s", why);
-	free(why);
-	return false;
-}
-
 /* Loads the handlers of a configuration. */
 static struct generation *load(struct service *s, struct shared_config *shared, struct problems *problems)
 {
@@ -295,22 +166,48 @@ static struct generation *load(struct service *s, struct shared_config *shared, 
 	                      s->options->config_path ? &daemon_host : &run_host, s, problems);
 }
 
-/* Builds a generation from a configuration and puts it in place; false with all problems, and nothing has changed then. */
+/* Builds all that is new. */
+bool service_prepare(struct service *s, struct shared_config *shared, struct prepared *p, struct problems *problems)
+{
+	size_t before = problems->count;
+
+	reap_generations(s); /* what has ended in this turn does not count any more */
+	shared->users++;
+	*p = (struct prepared){.shared = shared, .generation = load(s, shared, problems)};
+	p->open = ports_open(&s->ports, shared->config, false, s->newest && shared->config->user, problems);
+	if (problems->count == before)
+		return true;
+	service_abort(s, p);
+	return false;
+}
+
+/* Prepares and commits in one go; false with all problems, and nothing has changed then. */
 static bool replace(struct service *s, struct shared_config *shared, struct problems *problems)
 {
-	struct generation *g = load(s, shared, problems);
-	struct listener **open = open_ports(s, shared->config, problems);
-	bool done = !problems->count && apply_log(shared->config, problems);
+	struct prepared p;
 
-	if (done) {
-		s->last_number++;
-		swap(s, g, open);
-	} else {
-		close_new_ports(s, open, shared->config->listen_count);
-		generation_free(g);
+	if (!service_prepare(s, shared, &p, problems))
+		return false;
+	if (!settings_apply_log(shared->config, problems)) {
+		service_abort(s, &p);
+		return false;
 	}
-	free(open);
-	return done;
+	service_commit(s, &p);
+	return true;
+}
+
+/* Tells those who wait for it what became of a reload. */
+static void answer_reload(struct service *s, const struct problems *problems)
+{
+	struct report r = {.status = COMMAND_DONE};
+
+	if (problems) {
+		r = report_failures(problems);
+	} else {
+		r.result = json_object();
+		json_object_set_new(r.result, "generation", json_integer((json_int_t)s->last_number));
+	}
+	control_answer_all(&s->reloaders, r);
 }
 
 /* SIGHUP: all of it, or nothing. */
@@ -319,7 +216,7 @@ static void reload(struct service *s)
 	struct problems problems = {0};
 
 	notify_reloading();
-	struct config *config = read_config(s->options, &problems);
+	struct config *config = settings_read(s->options, &problems);
 	bool done = false;
 	if (config) {
 		config_check_reload(s->newest->config, config, &problems);
@@ -327,7 +224,6 @@ static void reload(struct service *s)
 			config_free(config);
 		} else {
 			struct shared_config *shared = shared_config_new(config);
-			reap_generations(s); /* what has ended in this turn does not count any more */
 			done = replace(s, shared, &problems);
 			shared_config_release(shared);
 		}
@@ -339,13 +235,14 @@ static void reload(struct service *s)
 		log_info("reloaded: generation %llu serves", (unsigned long long)s->last_number);
 	} else {
 		s->runtime.stats->reloads_refused++;
-		log_problems(&problems, "reload refused: ");
+		settings_log_problems(&problems, "reload refused: ");
 		status = mem_printf("Reload refused, generation %llu serves on: %s", (unsigned long long)s->last_number,
 		                    problems.count ? problems.lines[0] : "");
 		log_error("reload refused: generation %llu serves on", (unsigned long long)s->last_number);
 	}
 	notify_ready(status);
 	free(status);
+	answer_reload(s, done ? NULL : &problems);
 	problems_clear(&problems);
 }
 
@@ -362,7 +259,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 		if (replace(s, g->shared, &problems)) {
 			log_info("generation %llu serves in its place", (unsigned long long)s->last_number);
 		} else { /* its files have been broken meanwhile: go on with what there is */
-			log_problems(&problems, "cannot replace it: ");
+			settings_log_problems(&problems, "cannot replace it: ");
 			g->vm->exhausted = false;
 		}
 	}
@@ -370,23 +267,12 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	problems_clear(&problems);
 }
 
-/* Closes the listeners of the configuration. */
-static void close_ports(struct service *s)
-{
-	for (struct port *p = s->ports, *next; p; p = next) {
-		next = p->next;
-		listener_close(p->l);
-		free(p);
-	}
-	s->ports = NULL;
-}
-
 /* The end of everything that is open, now. */
 static void finish(struct service *s)
 {
 	s->state = STOPPED;
-	timer_stop(s->runtime.loop, &s->drain_limit);
-	close_ports(s);
+	spread_stop(&s->last_days);
+	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
 		core_call_hooks(g->vm);
@@ -398,6 +284,31 @@ static void finish(struct service *s)
 	runtime_finish(&s->runtime);
 }
 
+/* Asks some of the connections that a drain waits for to end. Returns how many are still to be asked. */
+static size_t finish_accepted(struct service *s, size_t some)
+{
+	size_t left = 0;
+
+	for (struct generation *g = s->newest; g; g = g->older) {
+		size_t before = generation_finish_accepted(g, 0, NULL), now = some ? generation_finish_accepted(g, some, "stopped") : before;
+		some -= before - now;
+		left += now;
+	}
+	return left;
+}
+
+/* Counts them. */
+static size_t count_accepted(void *data)
+{
+	return finish_accepted(data, 0);
+}
+
+/* The drain comes to its end. */
+static void end_some(void *data, size_t some)
+{
+	finish_accepted(data, some);
+}
+
 /* The drain has taken too long. */
 static void on_drain_limit(void *data)
 {
@@ -406,6 +317,8 @@ static void on_drain_limit(void *data)
 	s->stop_now = true;
 	loop_wake(s->runtime.loop);
 }
+
+static const struct spread_events last_days = {.count = count_accepted, .end_some = end_some, .on_limit = on_drain_limit};
 
 /* Connections that the drain waits for. */
 static size_t accepted(const struct service *s)
@@ -424,7 +337,7 @@ static void drain(struct service *s)
 
 	s->state = DRAINING;
 	notify_stopping("Draining");
-	close_ports(s);
+	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
 		lua_net_close_servers(g->vm, NULL);
@@ -433,7 +346,57 @@ static void drain(struct service *s)
 	size_t left = accepted(s);
 	if (left)
 		log_info("draining: %zu connection(s) may go on for %.0f s", left, (double)limit_ns / 1e9);
-	timer_start(s->runtime.loop, &s->drain_limit, limit_ns);
+	spread_start(&s->last_days, limit_ns);
+}
+
+/* Tells those who wait for the end how many connections are left, some times a second. */
+static void tell_progress(struct service *s)
+{
+	size_t left = s->stoppers ? accepted(s) : 0;
+
+	if (left == s->told_left || (s->told_ns && loop_now(s->runtime.loop) - s->told_ns < PROGRESS_NS))
+		return;
+	s->told_left = left;
+	s->told_ns = loop_now(s->runtime.loop);
+	for (struct control_request *q = s->stoppers; q; q = q->next)
+		control_progress(q, json_pack("{s:I}", "connections", (json_int_t)left));
+}
+
+/* Somebody asks by the control socket. */
+static void on_ask(void *data, struct control_request *q)
+{
+	struct service *s = data;
+	const char *command = json_string_value(json_object_get(q->json, "command"));
+	bool serving = s->state == SERVING && !s->stop_asked && !s->stop_now;
+
+	if (strcmp(command, "reload") == 0 && !serving) {
+		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+	} else if (strcmp(command, "reload") == 0) {
+		q->next = s->reloaders;
+		s->reloaders = q;
+		s->reload_asked = true;
+	} else if (strcmp(command, "drain") == 0 || strcmp(command, "stop") == 0) {
+		q->next = s->stoppers;
+		s->stoppers = q;
+		if (*command == 'd')
+			service_ask_drain(s, -1, -1);
+		else
+			service_ask_stop(s);
+	} else {
+		control_answer(q, report_answer(&s->runtime, s->newest, serving ? "serving" : "draining", q->json));
+	}
+	loop_wake(s->runtime.loop);
+}
+
+/* The last answers, when everything has ended; left: connections that a drain did not wait for. */
+static void close_control(struct service *s, size_t left)
+{
+	char *line = left ? mem_printf("stopped: %zu connection(s) were cut", left) : mem_strdup("stopped: no connection was left");
+
+	control_answer_all(&s->stoppers, (struct report){.result = json_string(line)});
+	control_answer_all(&s->reloaders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+	free(line);
+	control_close(s->control);
 }
 
 /* The turn's end of the daemon: what callbacks and signals have asked for is done here, with no script on the stack. */
@@ -461,6 +424,8 @@ static void at_end(void *data)
 	if (s->stop_asked && s->state == SERVING)
 		drain(s);
 	reap_generations(s);
+	if (s->state == DRAINING)
+		tell_progress(s);
 }
 
 /* Signals, in the loop. */
@@ -499,112 +464,49 @@ static void watch_signals(struct service *s)
 		s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
 }
 
-/* Gives socket files and the log to the user that the daemon becomes, so that it may change, remove and reopen them. */
-static void give_away_files(struct service *s, const struct config *config)
+/* Loads what scripts say, on the ports that are open already. */
+static bool start(struct service *s, struct shared_config *shared, struct problems *problems)
 {
-	uid_t uid;
-	gid_t gid;
+	if (problems->count) { /* it will not start, but all mistakes are told at once */
+		generation_free(load(s, shared, problems));
+		return false;
+	}
+	if (!replace(s, shared, problems))
+		return false;
+	ports_resume(&s->ports);
+	ports_log(&s->ports);
+	activation_log_unused(s->runtime.activation);
+	return true;
+}
+
+/* Makes it. */
+bool service_open(struct service *s, const struct service_options *options, const struct config *config, struct score *score,
+                  struct activation *activation, struct problems *problems)
+{
 	char *why = NULL;
 
-	if (!config->user || !privs_lookup(config->user, config->group, &uid, &gid, &why)) {
-		free(why);
-		return;
-	}
-	for (struct port *p = s->ports; p; p = p->next)
-		listener_give(p->l, uid, gid);
-	log_give(uid, gid);
-}
-
-/* Opens sockets with the rights we came with, drops them, then loads what scripts say. */
-static bool start(struct service *s, struct config *config, struct problems *problems)
-{
-	struct shared_config *shared = shared_config_new(config);
-	char *why = NULL;
-	bool ok = false;
-
-	struct listener **open = open_ports(s, config, problems);
-	for (size_t i = 0; i < config->listen_count; i++) {
-		if (!open[i])
-			continue;
-		struct port *p = mem_zalloc(sizeof *p);
-		p->l = open[i];
-		listener_pause(p->l);
-		p->next = s->ports;
-		s->ports = p;
-	}
-	free(open);
-	if (!problems->count && config->pid_file &&
-	    (!pidfile_open(&s->pid_file, config->pid_file, -1, &why) || !pidfile_write(&s->pid_file, &why))) {
+	*s = (struct service){.options = options, .drain_s = -1};
+	if (!runtime_open(&s->runtime, config, score, activation, &why)) {
 		problems_add(problems, "%s", why);
 		free(why);
+		return false;
 	}
-	if (!problems->count)
-		give_away_files(s, config);
-	if (!privs_drop(config->user, config->group, &why)) {
-		problems_add(problems, "%s", why);
-		free(why);
-	} else if (problems->count) {
-		generation_free(load(s, shared, problems)); /* it will not start, but all mistakes are told at once */
-	} else if (replace(s, shared, problems)) {
-		for (struct port *p = s->ports; p; p = p->next) {
-			listener_resume(p->l);
-			log_info("listening on %s", p->l->name);
-		}
-		activation_log_unused(s->runtime.activation);
-		ok = true;
-	}
-	shared_config_release(shared);
-	return ok;
-}
-
-/* Tells whoever started us that we serve, and lets go of the terminal. */
-static void tell_ready(struct service *s)
-{
-	char status[64];
-	size_t count = s->newest->config->listen_count;
-
-	log_info("ready: pid %ld, %zu listener%s", (long)getpid(), count, count == 1 ? "" : "s");
-	snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)s->last_number);
-	notify_ready(status);
-	if (!s->options->detached)
-		return;
-	if (!s->newest->config->log_file)
-		log_warn("detached without log.file: from here on nothing is logged");
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0) {
-		dup2(null, 0);
-		dup2(null, 1);
-		dup2(null, 2);
-		close(null);
-	}
-	if (write(s->options->ready_fd, "1", 1) != 1)
-		log_warn("nobody waits for the daemon to be ready");
-	close(s->options->ready_fd);
-}
-
-/* The last line of the log: what is left over must be nothing. */
-static void tell_stopped(const struct stats *stats)
-{
-	char *line = mem_strdup("stopped:");
-
-	for (size_t i = 0; i < stats_row_count; i++) {
-		const uint64_t *value = (const uint64_t *)((const char *)stats + stats_rows[i].offset);
-		char *longer = mem_printf("%s %s=%llu", line, stats_rows[i].name, (unsigned long long)*value);
-		free(line);
-		line = longer;
-	}
-	log_info("%s", line);
-	free(line);
+	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};
+	spread_init(&s->last_days, s->runtime.loop, &last_days, s);
+	s->at_end = (struct loop_hook){.run = at_end, .data = s};
+	loop_hook_add(s->runtime.loop, STAGE_END, &s->at_end);
+	return true;
 }
 
 /* Takes everything down. */
-static void take_down(struct service *s)
+void service_close(struct service *s)
 {
-	close_ports(s);
+	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest, *older; g; g = older) {
 		older = g->older;
 		generation_free(g);
 	}
+	s->newest = NULL;
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
 		sig_hold(signals[i]);
 		sig_unwatch(s->watches[i]);
@@ -612,76 +514,71 @@ static void take_down(struct service *s)
 	if (s->runtime.loop)
 		loop_hook_remove(s->runtime.loop, STAGE_END, &s->at_end);
 	runtime_close(&s->runtime);
-	pidfile_close(&s->pid_file);
+}
+
+/* Turns. */
+void service_serve(struct service *s)
+{
+	while (!s->stop_now && !(s->state == DRAINING && !accepted(s)))
+		loop_turn(s->runtime.loop);
+	if (s->state == SERVING)
+		notify_stopping("Stopping");
+	size_t left = accepted(s);
+	finish(s);
+	close_control(s, left);
 }
 
 /* Serves. */
-int service_run(const struct service_options *options)
+int service_run(const struct service_options *options, struct config *config)
 {
-	struct service s = {.options = options, .drain_s = -1};
-	struct problems problems = {0};
-	char *why = NULL;
-	bool started = false, to_file = false;
+	struct shared_config *shared = shared_config_new(config);
 	struct scoreboard *board = scoreboard_new(1);
+	struct service s = {0};
+	struct problems problems = {0};
+	struct pidfile pid_file = {0};
+	struct control_host host = {.ask = on_ask, .data = &s};
+	bool to_file = config->log_file != NULL, started = false;
 
-	/* what is wrong with the configuration is told before that says how to log: in the journal's way if it is the journal */
-	if (!log_open(LEVEL_INFO, FORMAT_AUTO, NULL, &why))
-		free(why);
-	struct config *config = read_config(options, &problems);
-	if (config && apply_log(config, &problems)) {
-		to_file = config->log_file != NULL;
-		if (!board || !runtime_open(&s.runtime, config, board->scores, &why)) {
-			problems_add(&problems, "%s", why ? why : errno_text(errno));
-			free(why);
-			config_free(config);
-		} else {
-			timer_init(&s.drain_limit, on_drain_limit, &s);
-			watch_signals(&s);
-			started = start(&s, config, &problems);
-		}
-	} else if (config) {
-		config_free(config);
+	if (!board) {
+		problems_add(&problems, "cannot share memory: %s", errno_text(errno));
+	} else if (service_open(&s, options, config, board->scores, activation_new(), &problems)) {
+		watch_signals(&s);
+		started = startup_open(&s.ports, config, &pid_file, host, &s.control, &problems) && start(&s, shared, &problems);
 	}
-	if (!started) {
-		log_problems(&problems, "");
-		take_down(&s);
-		log_close();
-		if (to_file) /* whoever has started us looks at standard error */
-			log_problems(&problems, "");
-		problems_clear(&problems);
-		scoreboard_free(board);
-		return 1;
+	shared_config_release(shared);
+	if (started) {
+		startup_tell_ready(options, s.newest->config, s.last_number);
+		service_serve(&s);
+	} else if (s.control) {
+		control_close(s.control);
 	}
-	problems_clear(&problems);
-	s.at_end = (struct loop_hook){.run = at_end, .data = &s};
-	loop_hook_add(s.runtime.loop, STAGE_END, &s.at_end);
-	tell_ready(&s);
-	while (!s.stop_now && !(s.state == DRAINING && !accepted(&s)))
-		loop_turn(s.runtime.loop);
-	if (s.state == SERVING)
-		notify_stopping("Stopping");
-	finish(&s);
-	take_down(&s);
-	tell_stopped(s.runtime.stats);
-	scoreboard_free(board);
+	service_close(&s);
+	pidfile_close(&pid_file);
+	if (started)
+		startup_tell_stopped(&board->scores->stats);
+	else
+		startup_tell_failed(&problems, to_file);
 	log_close();
-	return s.status;
+	problems_clear(&problems);
+	scoreboard_free(board);
+	return started ? s.status : 1;
 }
 
 /* Checks. */
 int service_check(const struct service_options *options, bool dump)
 {
-	struct service s = {.options = options}; /* what scripts may ask for while they load */
+	struct service s = {.options = options, .drain_s = -1}; /* what scripts may ask for while they load */
 	struct problems problems = {0};
 	char *why = NULL;
-	struct config *config = read_config(options, &problems);
+	struct config *config = settings_read(options, &problems);
 
 	if (config) {
 		struct shared_config *shared = shared_config_new(config);
 		struct scoreboard *board = scoreboard_new(1);
 		if (dump)
 			config_dump_json(config, stdout);
-		if (!privs_drop(config->user, config->group, &why) || !board || !runtime_open(&s.runtime, config, board->scores, &why)) {
+		if (!privs_drop(config->user, config->group, &why) || !board ||
+		    !runtime_open(&s.runtime, config, board->scores, activation_new(), &why)) {
 			problems_add(&problems, "%s", why ? why : errno_text(errno));
 			free(why);
 		} else {

@@ -179,7 +179,7 @@ int sock_listen(const struct addr *a, int backlog, bool reuse_port)
 
 	if (fd < 0)
 		return -1;
-	if (bind_to(fd, a, reuse_port) < 0 || listen(fd, backlog) < 0) {
+	if (bind_to(fd, a, reuse_port) < 0 || (backlog >= 0 && listen(fd, backlog) < 0)) {
 		int saved = errno;
 		close(fd);
 		errno = saved;

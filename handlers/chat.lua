@@ -1,6 +1,6 @@
 --- A room: who comes, what is said and who leaves is told to all others.
 -- Try it with `nc 127.0.0.1 8084` in two terminals. All connections of one listener, or of several, meet in the same room: handlers of
--- a process share the locals of their file. After a reload those who come meet in a new room, the old one goes on until it is empty.
+-- a process share the locals of their file. A reload moves everyone to the new code's room, and nobody notices.
 
 local em = require "em"
 
@@ -63,6 +63,19 @@ end
 function Chat:unbind()
   room[self] = nil
   tell_others(self, self.name, " left\n")
+end
+
+--- A reload: all that the new code has to know of someone. The room is the same: everyone moves in the same moment.
+function Chat:handover()
+  return { name = self.name, rest = self.rest, last_id = last_id }
+end
+
+--- Someone comes from the old code's room into this one.
+function Chat:takeover(state)
+  self.name = state.name
+  self.rest = state.rest
+  last_id = math.max(last_id, state.last_id) -- no number is given twice
+  room[self] = true
 end
 
 return Chat

@@ -24,4 +24,13 @@ function LineCounter:receive_data(data)
   end
 end
 
+--- A reload: the new code is told how far this connection has got, and goes on from there.
+function LineCounter:handover()
+  return self.count
+end
+
+function LineCounter:takeover(count)
+  self.count = count
+end
+
 return LineCounter

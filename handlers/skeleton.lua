@@ -109,7 +109,21 @@ function Skeleton:receive_message(name, data)
   em.log.info("%s: %s", name, data)
 end
 
---- The end: exactly once, last. err is nil when all is well, else a code such as "ECONNRESET"; why says it in words.
+--- A reload: what does the new code have to know of this connection? The answer is plain data, and goes to the new code's takeover. It
+-- describes and changes nothing: if the hand-over fails, the connection stays here.
+function Skeleton:handover()
+  return { greeting = self.greeting, full = self.full }
+end
+
+--- In the place of initialize and post_init, for a connection that older code has handed over. Nothing of it was lost but its timers.
+function Skeleton:takeover(state)
+  self.greeting = state.greeting
+  self.full = state.full
+  connections = connections + 1
+end
+
+--- The end: exactly once, last, in the code that has the connection then. err is nil when all is well, else a code such as "ECONNRESET";
+-- why says it in words.
 function Skeleton:unbind(err, why)
   connections = connections - 1
   if err then

@@ -81,6 +81,7 @@ struct connect_conf {
 	uint64_t connect_timeout_ns;
 	uint64_t reconnect_ns; /* wait after an end before the next attempt; meaningful with has_reconnect */
 	bool has_reconnect;
+	bool each_process;
 	char *bind;           /* local "host:port", or NULL */
 	int proxy_protocol;   /* version of the PROXY header to begin with, 0: none */
 	struct tls_conf *tls; /* NULL: plain */
@@ -98,8 +99,8 @@ struct config {
 	struct strings nameservers;        /* "address" or "address:port"; none: those of the system */
 	uint64_t memory_limit, max_queued; /* bytes */
 	uint64_t channel_queue;            /* bytes */
-	uint64_t callback_time_ns, drain_timeout_ns, reload_timeout_ns;
-	int64_t generations, processes;
+	uint64_t callback_time_ns, hang_timeout_ns, drain_timeout_ns, reload_timeout_ns;
+	int64_t generations, processes; /* processes 0: "auto", see config_processes */
 	bool unsafe;
 	enum log_level log_level;
 	enum log_format log_format;
@@ -148,6 +149,9 @@ void flow_defaults(struct flow *flow);
 
 /* The whole effective configuration as JSON, every option of the schema included. */
 void config_dump_json(const struct config *config, FILE *to);
+
+/* How many processes are to serve. */
+unsigned config_processes(const struct config *config);
 
 /* The options that differ between two configs and cannot change while running (user, group, pid_file, …); for each one a line in
  * problems ("reactord.conf: 'user' cannot change in a reload: restart the daemon"). */

@@ -14,15 +14,15 @@
 #include "loop.h"
 #include "report.h"
 
-#define CONTROL_CLIENTS 64          /* at once; further ones are told so */
-#define CONTROL_LINE 65536          /* bytes of a request */
+#define CONTROL_CLIENTS 64           /* at once; further ones are told so */
+#define CONTROL_LINE 65536           /* bytes of a request */
 #define CONTROL_IDLE_NS 30000000000u /* for the next line, or for taking the answer */
 
 struct control;
 
 /* Somebody's question. The host has it until it has answered; who asked may have gone meanwhile. */
 struct control_request {
-	json_t *json; /* "command" is one that there is, "argument" a good one if it takes one */
+	json_t *json;                  /* "command" is one that there is, "argument" a good one if it takes one */
 	struct control_client *client; /* NULL: has gone */
 	struct control_request *next;  /* the host's, for a list of those that wait */
 };
@@ -34,8 +34,7 @@ struct control_host {
 };
 
 /* Opens it; NULL with a reason (caller frees), errno is set. */
-struct control *control_open(struct loop *loop, const char *path, struct control_host host, char **why)
-	__attribute__((warn_unused_result));
+struct control *control_open(struct loop *loop, const char *path, struct control_host host, char **why) __attribute__((warn_unused_result));
 
 /* Gives the socket to a user, before rights are given up. */
 void control_give(struct control *c, uid_t uid, gid_t gid);

@@ -8,6 +8,7 @@
 #include "lua_conn.h"
 #include "lua_net.h"
 #include "runtime.h"
+#include "spread.h"
 #include "timer.h"
 
 struct generation;
@@ -49,7 +50,7 @@ struct generation {
 	struct lua_acceptor *acceptors; /* one a listen block, in the config's order */
 	struct receiver *receivers;     /* one a listen block, in use for udp:// alone */
 	struct dialer *dialers;         /* one a connect block */
-	struct timer deadline;          /* the end of a retired one's connections */
+	struct spread last_days;        /* of a retired one's connections */
 	bool exhausted;                 /* its memory is full */
 	unsigned turns;                 /* since it took over, as far as they matter */
 	struct generation *older;
@@ -75,8 +76,17 @@ void generation_start(struct generation *g, struct generation *before);
  * connections go on. */
 void generation_retire(struct generation *g, struct generation *heir);
 
-/* Ends its connections for that reason. code NULL: orderly. */
+/* Moves to it what can be moved of the connections of older generations, which have retired. */
+void generation_hand_over(struct generation *g);
+
+/* Ends its connections for that reason, now. code NULL: orderly. */
 void generation_end(struct generation *g, const char *code, const char *why);
+
+/* Ends those of a retired one soon, as its time will: one after the other. */
+void generation_expire(struct generation *g);
+
+/* Asks at most that many of the connections that clients have opened to end after writing. Returns how many are still to be asked. */
+size_t generation_finish_accepted(struct generation *g, size_t some, const char *why);
 
 /* Ends dialling and receiving datagrams, for a stop. */
 void generation_stop_dialling(struct generation *g);

@@ -40,6 +40,7 @@ struct listener {
 	bool watched;                              /* accepting */
 	bool busy;                                 /* in its batch: must not be freed */
 	bool datagrams;                            /* nothing to accept: it keeps the socket for those who receive on a duplicate of it */
+	int batch;                                 /* connections accepted in one pass at most */
 	struct timer retry;
 	uint64_t told_ns;                                                       /* when the log last heard of starvation */
 	void (*on_accept)(struct listener *l, int fd, const struct addr *peer); /* takes fd over */
@@ -71,6 +72,9 @@ void listener_give(struct listener *l, uid_t uid, gid_t gid);
 
 /* Counts it there instead, from now on. */
 void listener_count(struct listener *l, struct stats *stats);
+
+/* The file stays when it closes: another process has it. */
+void listener_leave_file(struct listener *l);
 
 void listener_pause(struct listener *l);
 void listener_resume(struct listener *l);

@@ -35,6 +35,9 @@ void log_close(void);
 /* Makes a user the owner of the log file, before the process becomes that user. */
 void log_give(uid_t uid, gid_t gid);
 
+/* Which of several processes this is: every line says so from now on; 0: the only one. */
+void log_set_process(unsigned process);
+
 void log_set_level(enum log_level level);
 enum log_level log_get_level(void);
 const char *log_level_name(enum log_level level);

@@ -65,6 +65,7 @@ struct lua_conn {
 	struct lua_child *child; /* whose input and output it is; NULL: no child's */
 	uint64_t relayed;        /* after the end: bytes that its relay had passed on */
 	bool outgoing, unbinding;
+	bool moved;                       /* its connection is another handle's now, and cannot come back */
 	bool eof_unheard;                 /* a relay has passed the peer's end on, and the handler has no receive_eof */
 	bool has_listeners;               /* em.EventEmitter's are in the uservalue */
 	struct lua_conn *previous, *next; /* all of the VM's */
@@ -81,6 +82,14 @@ struct lua_conn *lua_conn_test(lua_State *L, int index);
 
 /* A new instance of the class whose metatable lies at meta (a stack index), pushed; its handle has a connection without descriptor. */
 struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow);
+
+/* The same without a connection, held as for one. Lets go of it, which has none, be it for want of one or because it was moved. */
+struct lua_conn *lua_conn_make(lua_State *L, int meta, uint64_t signature);
+void lua_conn_let_go(struct lua_conn *lc);
+
+/* Moves the connection from one handle to another that has none and may be in another VM: bytes, limits, names, and who hears of its end go
+ * along, timers and listeners do not. Neither may wait to connect, or stand for more than a stream (a watch, datagrams, a child). */
+void lua_conn_move(struct lua_conn *from, struct lua_conn *to);
 
 /* Makes it a TLS connection to that host, now and after each reconnect. */
 void lua_conn_use_tls(struct lua_conn *lc, struct tls_context *tls, const char *hostname);

@@ -13,6 +13,9 @@
  * anything that is no handler and for a name that cannot be loaded. */
 void lua_handler_resolve(lua_State *L, int index);
 
+/* The name of the handler at index, kept as long as the VM; NULL where it is given otherwise. May raise. */
+char *lua_handler_name(lua_State *L, int index);
+
 /* Puts a handler (at index) and the arguments from first to last (stack indices) into a class. */
 void lua_handler_class(lua_State *L, int index, int first, int last, struct lua_class *class);
 

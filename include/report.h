@@ -7,6 +7,7 @@
 #include <jansson.h>
 
 #include "generation.h"
+#include "problems.h"
 #include "runtime.h"
 #include "scoreboard.h"
 
@@ -29,6 +30,9 @@ struct report report_merge(const json_t *request, struct report *reports, size_t
 
 /* A report with one reason, which is taken over. */
 struct report report_failure(int status, char *why) __attribute__((warn_unused_result));
+
+/* A report with these reasons. */
+struct report report_failures(const struct problems *problems) __attribute__((warn_unused_result));
 
 /* As JSON, for the way to another process; from there false if it is none. */
 json_t *report_pack(const struct report *r) __attribute__((warn_unused_result));

@@ -32,8 +32,8 @@ struct runtime {
 	char *library_dir; /* shipped handlers and em/ */
 };
 
-/* Makes it; the process takes the score over. False with a reason (caller frees). */
-bool runtime_open(struct runtime *r, const struct config *config, struct score *score, char **why)
+/* Makes it; the process takes the score over, and activation is taken over in any case. False with a reason (caller frees). */
+bool runtime_open(struct runtime *r, const struct config *config, struct score *score, struct activation *activation, char **why)
 	__attribute__((warn_unused_result));
 void runtime_close(struct runtime *r);
 

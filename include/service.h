@@ -1,27 +1,71 @@
 /*
- * The daemon: from a configuration to listeners, connections and generations of handlers, until it is told to stop.
+ * One process's service: listeners, connections and generations of handlers on one loop, and the steps of its life. Alone it takes them by
+ * itself, as signals say (service_run); under a master it takes them when it is told (member.h).
  */
 #ifndef REACTORD_SERVICE_H
 #define REACTORD_SERVICE_H
 
 #include <stdbool.h>
 
-#include "config.h"
+#include "control.h"
+#include "generation.h"
+#include "ports.h"
+#include "runtime.h"
+#include "settings.h"
+#include "spread.h"
 
-/* How a configuration is come by; a reload does it again. */
-struct service_options {
-	const char *config_path;          /* NULL: handler on urls instead */
-	const struct override *overrides; /* of the command line */
-	size_t override_count;
-	const char *handler; /* reactord run HANDLER -l URL: the handler's file */
-	char *const *urls;
-	size_t url_count;
-	bool detached; /* tell ready_fd and close the terminal */
-	int ready_fd;
+enum service_state { SERVING, DRAINING, STOPPED };
+
+/* What would serve after a reload: made in one step, put in place in another, in which nothing can fail. */
+struct prepared {
+	struct shared_config *shared;
+	struct generation *generation;
+	struct port **open;
 };
 
-/* Serves until stopped; the result is the exit status. */
-int service_run(const struct service_options *options) __attribute__((warn_unused_result));
+struct service {
+	const struct service_options *options;
+	struct runtime runtime;
+	struct generation *newest; /* leads to the older ones; NULL before the first */
+	uint64_t last_number;
+	struct ports ports;
+	enum service_state state;
+	bool reload_asked, stop_asked, stop_now;
+	double drain_s; /* em.stop's; < 0: the configuration's */
+	struct spread last_days; /* of a drain */
+	struct loop_hook at_end;
+	struct sig *watches[4];
+	struct control *control;                      /* NULL: none */
+	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
+	size_t told_left;                             /* connections of which stoppers know that they are left */
+	uint64_t told_ns;                             /* since when */
+	int status;
+	void (*on_stop)(struct service *s, double drain_s, int status); /* em.stop is told also to whom it may concern; NULL: to nobody */
+	void *user;
+};
+
+/* Makes it: a runtime and no generation yet. The score is borrowed, activation taken over, also on failure (a reason in problems). */
+bool service_open(struct service *s, const struct service_options *options, const struct config *config, struct score *score,
+                  struct activation *activation, struct problems *problems) __attribute__((warn_unused_result));
+
+/* Frees everything that is left. */
+void service_close(struct service *s);
+
+/* Builds a generation from a configuration and opens the ports that it wants; false with all problems, and nothing has changed then. */
+bool service_prepare(struct service *s, struct shared_config *shared, struct prepared *p, struct problems *problems)
+	__attribute__((warn_unused_result));
+void service_commit(struct service *s, struct prepared *p);
+void service_abort(struct service *s, struct prepared *p);
+
+/* Asks it to drain and end, for that long at most (seconds; < 0: as configured), with that status; or to end at once. */
+void service_ask_drain(struct service *s, double drain_s, int status);
+void service_ask_stop(struct service *s);
+
+/* Turns until it was asked to stop and everything has ended. */
+void service_serve(struct service *s);
+
+/* Serves in this process alone until stopped; the result is the exit status. config is taken over. */
+int service_run(const struct service_options *options, struct config *config) __attribute__((warn_unused_result));
 
 /* Checks without opening anything: config, handlers, rights. Prints every mistake. Returns the exit status. dump: print the config as JSON. */
 int service_check(const struct service_options *options, bool dump) __attribute__((warn_unused_result));

@@ -43,7 +43,7 @@ const struct sock_option *sock_option(const char *level, const char *name);
 int sock_option_set(int fd, const struct sock_option *option, int value) __attribute__((warn_unused_result));
 int sock_option_get(int fd, const struct sock_option *option, int *value) __attribute__((warn_unused_result));
 
-/* A listening TCP socket; Unix ones are sockfile.h's. */
+/* A listening TCP socket; Unix ones are sockfile.h's. backlog < 0: it is only bound. */
 int sock_listen(const struct addr *a, int backlog, bool reuse_port) __attribute__((warn_unused_result));
 
 /* A bound datagram socket, which may broadcast and tells of every destination that could not be reached. Sharing its port is what

@@ -28,6 +28,8 @@
 	X(children, gauge, "child processes alive now, or whose connection still is")                                   \
 	X(children_started, counter, "child processes started")                                                         \
 	X(generations, level, "generations of handlers alive now")                                                      \
+	X(handovers, counter, "connections handed over to new code")                                                    \
+	X(handovers_failed, counter, "connections that stayed on old code because their hand-over failed")              \
 	X(bytes_in, counter, "bytes received")                                                                          \
 	X(bytes_out, counter, "bytes sent")                                                                             \
 	X(bytes_relayed, counter, "bytes passed on by relays")                                                          \

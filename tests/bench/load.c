@@ -24,6 +24,7 @@
 #define CHUNK (256 * 1024)  /* the most that one send or recv moves */
 #define BATCH 64            /* events taken from epoll at once */
 #define DRAIN_MS 5000       /* how long the last echoes may take */
+#define LATENCIES 1024      /* buckets of times, each 1/16 of a power of two of nanoseconds wide */
 #define SHOWN_ERRORS 10     /* mismatches described on stderr; all are counted */
 #define NS_PER_S 1000000000 /* nanoseconds */
 
@@ -45,6 +46,7 @@ struct conn {
 	uint64_t target;   /* bytes to be sent as of now, whole messages */
 	uint64_t sent;     /* bytes sent */
 	uint64_t received; /* bytes received and found right */
+	int64_t asked_ns;  /* when the message that is under way was sent; with a depth of 1 only */
 	bool waits;        /* for room to send */
 	bool shut;         /* all came back, our side is closed, the server's end is awaited */
 };
@@ -69,6 +71,7 @@ struct load {
 	uint64_t messages; /* echoes complete, since the start */
 	uint64_t bytes;    /* the same in bytes */
 	uint64_t errors;
+	uint64_t latencies[LATENCIES]; /* echoes by the time that they took, while it is measured */
 	struct snapshot from, to;
 };
 
@@ -169,6 +172,28 @@ static void conn_watch(const struct load *load, struct conn *c, int operation, b
 	c->waits = waits;
 }
 
+/* The bucket of a time. */
+static size_t latency_bucket(int64_t ns)
+{
+	uint64_t n = ns < 16 ? 16 : (uint64_t)ns;
+	unsigned power = 63 - (unsigned)__builtin_clzll(n);
+
+	return power * 16 + (size_t)(n >> (power - 4) & 15);
+}
+
+/* The time in microseconds that a share of the measured echoes did not exceed. */
+static double latency_percentile(const struct load *load, double share)
+{
+	uint64_t all = 0, seen = 0;
+	size_t i = 0;
+
+	for (size_t j = 0; j < LATENCIES; j++)
+		all += load->latencies[j];
+	while (i < LATENCIES - 1 && (double)(seen += load->latencies[i]) < (double)all * share)
+		i++;
+	return (double)((uint64_t)(16 + i % 16 + 1) << (i / 16)) / 16 / 1000;
+}
+
 /* Sends up to the target as far as there is room. */
 static void conn_flush(struct load *load, struct conn *c)
 {
@@ -238,6 +263,12 @@ static void conn_on_readable(struct load *load, struct conn *c)
 	c->received += (uint64_t)n;
 	load->bytes += (uint64_t)n;
 	load->messages += c->received / load->o.size - complete;
+	if (load->o.depth == 1 && c->received / load->o.size > complete) {
+		int64_t now = now_ns();
+		if (load->phase == MEASURE)
+			load->latencies[latency_bucket(now - c->asked_ns)]++;
+		c->asked_ns = now;
+	}
 	if (load->phase == DRAIN) {
 		conn_finish(load, c);
 	} else {
@@ -327,8 +358,10 @@ static void load_run(struct load *load)
 	struct epoll_event events[BATCH];
 	int64_t now = now_ns(), ends = now + (int64_t)(load->o.warmup * NS_PER_S);
 
-	for (size_t i = 0; i < load->o.connections; i++)
+	for (size_t i = 0; i < load->o.connections; i++) {
+		load->conns[i].asked_ns = now_ns();
 		conn_flush(load, &load->conns[i]);
+	}
 	while (load->open > 0) {
 		int n = epoll_wait(load->ep, events, BATCH, now < ends ? (int)((ends - now) / 1000000) + 1 : 0);
 
@@ -362,6 +395,8 @@ static void load_report(const struct load *load)
 	printf(",\"generator_cpu_us\":%" PRId64, seconds > 0 ? to->generator_us - from->generator_us : 0);
 	if (load->o.server_pid)
 		printf(",\"server_cpu_us\":%" PRId64, seconds > 0 ? to->server_us - from->server_us : 0);
+	if (load->o.depth == 1)
+		printf(",\"p50_us\":%.1f,\"p99_us\":%.1f", latency_percentile(load, 0.5), latency_percentile(load, 0.99));
 	printf("}\n");
 }
 
