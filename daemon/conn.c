@@ -61,14 +61,18 @@ static void on_idle(void *data)
 		timer_start_at(c->conns->loop, &c->idle, due);
 }
 
-/* The absolute limit of connecting or of a close after writing has passed. */
+/* The absolute limit of connecting, of the first byte, or of a close after writing has passed. */
 static void on_deadline(void *data)
 {
 	struct conn *c = data;
 
 	if (c->state == CONN_CONNECTING)
 		conn_end(c, "ETIMEDOUT", "connect timeout");
-	else if (c->state != CONN_ENDING)
+	else if (c->state == CONN_OPEN && (c->paused || c->held) && !c->heard) /* it might have sent something */
+		timer_start(c->conns->loop, &c->deadline, c->flow.first_byte_timeout_ns);
+	else if (c->state == CONN_OPEN && !c->heard && !c->eof)
+		conn_end(c, "ETIMEDOUT", "first byte timeout");
+	else if (c->state == CONN_FLUSHING || c->state == CONN_LINGERING)
 		conn_end(c, "ETIMEDOUT", "linger timeout");
 }
 
@@ -131,6 +135,8 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	}
 	if (c->flow.idle_timeout_ns)
 		conn_set_idle_timeout(c, c->flow.idle_timeout_ns);
+	if (c->flow.first_byte_timeout_ns && !c->transport)
+		timer_start(c->conns->loop, &c->deadline, c->flow.first_byte_timeout_ns);
 	if (c->filter)
 		c->filter->opened(c);
 	if (c->finishing) {

@@ -80,6 +80,7 @@ size_t conn_deliver(struct conn *c, const char *bytes, size_t length)
 {
 	size_t done = 0;
 
+	c->heard = true;
 	while (done < length && c->state == CONN_OPEN && !c->finishing) {
 		if (c->paused)
 			return done;

@@ -72,7 +72,7 @@ static void starve(struct listener *l, int error)
 	l->stats->accept_pauses++;
 	if (!l->told_ns || now - l->told_ns >= 1000000000u) {
 		l->told_ns = now;
-		log_event(LEVEL_WARN, &(struct log_context){.listener = l->name}, "accepting pauses: %s", errno_text(error));
+		log_event(LEVEL_WARN, &(struct log_context){.listener = l->name, .level = l->log_level}, "accepting pauses: %s", errno_text(error));
 	}
 	timer_start(l->loop, &l->retry, LISTENER_RETRY_NS);
 	watch(l);
@@ -168,7 +168,8 @@ static void on_no_header(void *data, int fd, const struct addr *peer, const char
 	l->live--;
 	l->stats->proxy_headers_refused += why != NULL;
 	if (why)
-		log_event(LEVEL_INFO, &(struct log_context){.listener = l->name, .peer = addr_format(peer, text)}, "PROXY header refused: %s", why);
+		log_event(LEVEL_INFO, &(struct log_context){.listener = l->name, .peer = addr_format(peer, text), .level = l->log_level},
+		          "PROXY header refused: %s", why);
 	if (l->fd >= 0)
 		watch(l);
 }
@@ -317,6 +318,7 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 	l->label = scorer_label(loop->scorer, l->name);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
+	l->log_level = conf->flow.log_level;
 	l->on_accept = on_accept;
 	l->user = user;
 	l->prefaces = (struct prefaces){.loop = loop, .on_header = on_header, .on_failure = on_no_header, .data = l};
@@ -389,6 +391,7 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 {
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
+	l->log_level = conf->flow.log_level;
 	set_proxies(l, conf);
 	if (!l->datagrams && !l->given && listen(l->fd, conf->backlog) < 0)
 		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));

@@ -90,6 +90,7 @@ static void describe(struct vm_subject *s, struct log_context *context, char pee
 	context->listener = lc->label;
 	context->handler = lc->handler;
 	context->connection = lc->signature;
+	context->level = lc->c ? lc->c->flow.log_level : lc->names ? lc->names->flow.log_level : 0;
 }
 
 /* An error in one of its callbacks ends it. */

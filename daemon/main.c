@@ -206,20 +206,22 @@ static int serve(int argc, char **argv, bool check)
 static int run_file(const struct command_line *line, const char *path, int count, char **arguments)
 {
 	struct problems problems = {0};
-	struct override *overrides = mem_zalloc((line->override_count + 1) * sizeof *overrides);
+	struct override *overrides = mem_zalloc((line->override_count + 2) * sizeof *overrides);
 	char *why = NULL;
 	int status = STATUS_FAILED;
 
 	/* a script may compute for as long as it likes, unless somebody says otherwise */
 	overrides[0] = (struct override){.name = "callback_time", .value = "0", .origin = "run"};
+	overrides[1] = (struct override){.name = "slow_callback", .value = "0", .origin = "run"};
 	for (size_t i = 0; i < line->override_count; i++)
-		overrides[i + 1] = line->overrides[i];
-	struct config *config = config_defaults(overrides, line->override_count + 1, &problems);
+		overrides[i + 2] = line->overrides[i];
+	struct config *config = config_defaults(overrides, line->override_count + 2, &problems);
 	if (config && !log_open(config->log_level, config->log_format, config->log_file, &why)) {
 		problems_add(&problems, "%s", why);
 		free(why);
 	}
 	if (config && !problems.count) {
+		log_set_repeats((unsigned)config->log_repeats);
 		config->unsafe = true;
 		status = run_script(config, path, count, arguments);
 	}

@@ -128,7 +128,7 @@ static struct listener *open_socket(struct ports *p, const struct listen_conf *c
 }
 
 /* Opens the port of a block; NULL with errno and a reason. */
-static struct port *open_port(struct ports *p, const struct listen_conf *conf, size_t before, bool paused, char **why)
+static struct port *open_port(struct ports *p, const struct listen_conf *conf, size_t before, char **why)
 {
 	size_t wanted = p->slots && is_shareable(conf) ? p->slots : 1;
 
@@ -144,15 +144,14 @@ static struct port *open_port(struct ports *p, const struct listen_conf *conf, s
 			errno = saved;
 			return NULL;
 		}
-		if (paused)
-			listener_pause(l);
+		listener_pause(l);
 		port->sockets[port->count++] = l;
 	}
 	return port;
 }
 
 /* Finds or opens each. */
-struct port **ports_open(struct ports *p, const struct config *config, bool paused, bool rights_gone, struct problems *problems)
+struct port **ports_open(struct ports *p, const struct config *config, bool rights_gone, struct problems *problems)
 {
 	struct port **open = mem_zalloc((config->listen_count + 1) * sizeof(struct port *));
 
@@ -162,7 +161,7 @@ struct port **ports_open(struct ports *p, const struct config *config, bool paus
 		char *why = NULL;
 		open[i] = find(p, conf->url_text, before);
 		if (!open[i])
-			open[i] = open_port(p, conf, before, paused, &why);
+			open[i] = open_port(p, conf, before, &why);
 		if (!open[i]) {
 			bool gave_up = errno == EACCES && rights_gone;
 			problems_add_at(problems, conf->file, conf->line, "%s%s", why,

@@ -115,6 +115,7 @@ void service_commit(struct service *s, struct prepared *p)
 
 	aim(g, p->open);
 	ports_commit(&s->ports, g->config, p->open, before != NULL);
+	ports_resume(&s->ports);
 	runtime_configure(&s->runtime, g->config);
 	s->last_number = g->number;
 	g->older = before;
@@ -160,21 +161,21 @@ static void reap_generations(struct service *s)
 }
 
 /* Loads the handlers of a configuration. */
-static struct generation *load(struct service *s, struct shared_config *shared, struct problems *problems)
+static struct generation *load(struct service *s, struct shared_config *shared, struct sources *sources, struct problems *problems)
 {
-	return generation_new(&s->runtime, shared, s->last_number + 1, !s->options->config_path,
+	return generation_new(&s->runtime, shared, sources, s->last_number + 1, !s->options->config_path,
 	                      s->options->config_path ? &daemon_host : &run_host, s, problems);
 }
 
 /* Builds all that is new. */
-bool service_prepare(struct service *s, struct shared_config *shared, struct prepared *p, struct problems *problems)
+bool service_prepare(struct service *s, struct shared_config *shared, struct sources *sources, struct prepared *p, struct problems *problems)
 {
 	size_t before = problems->count;
 
 	reap_generations(s); /* what has ended in this turn does not count any more */
 	shared->users++;
-	*p = (struct prepared){.shared = shared, .generation = load(s, shared, problems)};
-	p->open = ports_open(&s->ports, shared->config, false, s->newest && shared->config->user, problems);
+	*p = (struct prepared){.shared = shared, .generation = load(s, shared, sources, problems)};
+	p->open = ports_open(&s->ports, shared->config, s->newest && shared->config->user, problems);
 	if (problems->count == before)
 		return true;
 	service_abort(s, p);
@@ -182,11 +183,11 @@ bool service_prepare(struct service *s, struct shared_config *shared, struct pre
 }
 
 /* Prepares and commits in one go; false with all problems, and nothing has changed then. */
-static bool replace(struct service *s, struct shared_config *shared, struct problems *problems)
+static bool replace(struct service *s, struct shared_config *shared, struct sources *sources, struct problems *problems)
 {
 	struct prepared p;
 
-	if (!service_prepare(s, shared, &p, problems))
+	if (!service_prepare(s, shared, sources, &p, problems))
 		return false;
 	if (!settings_apply_log(shared->config, problems)) {
 		service_abort(s, &p);
@@ -224,7 +225,9 @@ static void reload(struct service *s)
 			config_free(config);
 		} else {
 			struct shared_config *shared = shared_config_new(config);
-			done = replace(s, shared, &problems);
+			struct sources *sources = sources_new();
+			done = replace(s, shared, sources, &problems);
+			sources_unref(sources);
 			shared_config_release(shared);
 		}
 	}
@@ -256,7 +259,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	log_error("memory_limit (%llu bytes) reached by the live data of generation %llu: its connections end",
 	          (unsigned long long)g->config->memory_limit, (unsigned long long)g->number);
 	if (g == s->newest && s->state == SERVING) {
-		if (replace(s, g->shared, &problems)) {
+		if (replace(s, g->shared, g->sources, &problems)) {
 			log_info("generation %llu serves in its place", (unsigned long long)s->last_number);
 		} else { /* its files have been broken meanwhile: go on with what there is */
 			settings_log_problems(&problems, "cannot replace it: ");
@@ -467,13 +470,16 @@ static void watch_signals(struct service *s)
 /* Loads what scripts say, on the ports that are open already. */
 static bool start(struct service *s, struct shared_config *shared, struct problems *problems)
 {
-	if (problems->count) { /* it will not start, but all mistakes are told at once */
-		generation_free(load(s, shared, problems));
+	struct sources *sources = sources_new();
+	bool done = false;
+
+	if (problems->count)
+		generation_free(load(s, shared, sources, problems)); /* it will not start, but all mistakes are told at once */
+	else
+		done = replace(s, shared, sources, problems);
+	sources_unref(sources);
+	if (!done)
 		return false;
-	}
-	if (!replace(s, shared, problems))
-		return false;
-	ports_resume(&s->ports);
 	ports_log(&s->ports);
 	activation_log_unused(s->runtime.activation);
 	return true;
@@ -582,7 +588,9 @@ int service_check(const struct service_options *options, bool dump)
 			problems_add(&problems, "%s", why ? why : errno_text(errno));
 			free(why);
 		} else {
-			generation_free(load(&s, shared, &problems));
+			struct sources *sources = sources_new();
+			generation_free(load(&s, shared, sources, &problems));
+			sources_unref(sources);
 			runtime_close(&s.runtime);
 		}
 		scoreboard_free(board);

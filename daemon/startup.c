@@ -75,7 +75,7 @@ bool startup_open(struct ports *ports, const struct config *config, struct pidfi
 {
 	char *why = NULL;
 	size_t before = problems->count;
-	struct port **open = ports_open(ports, config, true, false, problems);
+	struct port **open = ports_open(ports, config, false, problems);
 
 	if (problems->count == before)
 		ports_commit(ports, config, open, false);

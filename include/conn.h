@@ -150,6 +150,7 @@ struct conn {
 	bool held;             /* does not read: whoever takes its input has no room */
 	bool eof_relayed;      /* a relay has passed the peer's end on: the connection goes on for its output */
 	bool eof;              /* the peer's end has been seen */
+	bool heard;            /* the peer has sent something for us */
 	bool shut_asked, shut; /* FIN asked for; sent */
 	bool filter_finished;  /* the filter has had its last word */
 	bool finishing;        /* conn_finish was called */

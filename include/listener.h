@@ -33,6 +33,7 @@ struct listener {
 	struct sockfile file; /* of a Unix socket that it has made */
 	unsigned label;      /* its number in the scoreboard */
 	uint64_t max_connections, max_per_address; /* 0: no limit */
+	int log_level;                             /* of its own events, as in struct log_context */
 	uint64_t live;                             /* accepted and not yet released */
 	struct address_count *addresses;           /* uthash */
 	bool paused;                               /* by its user */

@@ -51,8 +51,9 @@ bool service_open(struct service *s, const struct service_options *options, cons
 /* Frees everything that is left. */
 void service_close(struct service *s);
 
-/* Builds a generation from a configuration and opens the ports that it wants; false with all problems, and nothing has changed then. */
-bool service_prepare(struct service *s, struct shared_config *shared, struct prepared *p, struct problems *problems)
+/* Builds a generation from a configuration and those sources (see sources.h) and opens the ports that it wants; false with all problems, and nothing has changed then. */
+bool service_prepare(struct service *s, struct shared_config *shared, struct sources *sources, struct prepared *p,
+                     struct problems *problems)
 	__attribute__((warn_unused_result));
 void service_commit(struct service *s, struct prepared *p);
 void service_abort(struct service *s, struct prepared *p);

@@ -45,6 +45,7 @@
 	X(callbacks, counter, "callbacks entered")                                                                      \
 	X(handler_errors, counter, "errors raised in callbacks")                                                        \
 	X(callbacks_stopped, counter, "callbacks stopped for running too long")                                         \
+	X(callbacks_slow, counter, "callbacks that took longer than slow_callback")                                     \
 	X(limits_met, counter, "connections ended by a limit on their output")                                          \
 	X(memory_replacements, counter, "generations replaced because their memory ran out")                            \
 	X(accept_pauses, counter, "pauses of accepting for want of descriptors")                                        \

@@ -321,7 +321,8 @@ describe("a named channel", function()
     end
     local c = s:connect()
     local before = round(20)
-    assert.is_true(round(t.full and 200 or 40) < before + 4 * 1024 * 1024 * (t.sanitized and 20 or 1))
+    local after = round(t.full and 200 or 40)
+    assert.is_true(t.sanitized or after < before + 4 * 1024 * 1024, "it has grown") -- sanitizers keep freed memory and see leaks themselves
     c:close()
   end)
 end)
