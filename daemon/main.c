@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "ctl.h"
 #include "log.h"
 #include "mem.h"
 #include "run.h"
@@ -36,6 +37,7 @@ static const char usage_text[] =
 	"       reactord check [-c FILE] [--dump=json]                   check FILE and every handler; -t is the same\n"
 	"       reactord run SCRIPT [ARGUMENTS]                          run a script inside the loop\n"
 	"       reactord run HANDLER.lua -l URL [-l URL]                 serve one handler\n"
+	"       reactord ctl COMMAND                                     ask a running daemon (reactord ctl --help; also reactorctl)\n"
 	"\n"
 	"  -c, --config FILE        configuration (or REACTORD_CONFIG in the environment)\n"
 	"  -t, --check              check and exit: 0 if all is good, 1 with every mistake\n"
@@ -281,12 +283,17 @@ static const struct {
 	int (*run)(int argc, char **argv);
 } subcommands[] = {
 	{"check", check},
+	{"ctl", ctl_main},
 	{"run", run},
 };
 
 /* Finds the subcommand. */
 int main(int argc, char **argv)
 {
+	const char *slash = strrchr(argv[0], '/'), *name = slash ? slash + 1 : argv[0];
+
+	if (strcmp(name, "reactorctl") == 0)
+		return ctl_main(argc, argv);
 	for (size_t i = 0; argc > 1 && i < sizeof subcommands / sizeof *subcommands; i++)
 		if (strcmp(argv[1], subcommands[i].name) == 0)
 			return subcommands[i].run(argc - 1, argv + 1);

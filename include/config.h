@@ -95,6 +95,8 @@ struct config {
 	struct strings handlers;           /* folders, absolute or relative to the working directory */
 	char *user, *group;                /* NULL: stay who we are */
 	char *pid_file;                    /* NULL: none */
+	char *control;                     /* NULL: the default place, if there is one */
+	bool control_eval;
 	char *lua_path, *lua_cpath;        /* NULL: none */
 	struct strings nameservers;        /* "address" or "address:port"; none: those of the system */
 	uint64_t memory_limit, max_queued; /* bytes */

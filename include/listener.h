@@ -24,6 +24,8 @@ struct legacy;
 
 struct listener {
 	struct loop *loop;
+	struct stats *stats; /* where it and what it accepts are counted: the loop's, or by listener_count another's */
+	struct listener *previous, *next; /* all of the loop's */
 	struct event *event;
 	int fd; /* -1 once closed */
 	struct addr local;
@@ -80,6 +82,9 @@ bool listener_retire(struct listener *l);
 
 /* Gives the file of a Unix socket to a user, so that it may be removed and changed after rights were given up. */
 void listener_give(struct listener *l, uid_t uid, gid_t gid);
+
+/* Counts it there instead, from now on. */
+void listener_count(struct listener *l, struct stats *stats);
 
 /* The file stays when it closes: another process has it. */
 void listener_leave_file(struct listener *l);

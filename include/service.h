@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 
+#include "control.h"
 #include "generation.h"
 #include "pidfile.h"
 #include "ports.h"
@@ -39,6 +40,10 @@ struct service {
 	struct pidfile *pid_file; /* the process's, borrowed; NULL: it has none */
 	struct upgrade upgrade;
 	bool upgrade_asked, replaced; /* replaced: a new process serves now */
+	struct control *control;                      /* NULL: none */
+	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
+	size_t told_left;                             /* connections of which stoppers know that they are left */
+	uint64_t told_ns;                             /* since when */
 	int status;
 	void (*on_stop)(struct service *s, double drain_s, int status); /* em.stop is told also to whom it may concern; NULL: to nobody */
 	void *user;
