@@ -44,10 +44,9 @@ static void tell_missed(struct member *to)
 /* Passes a message on. */
 static void on_message(void *data, const struct bus_message *message)
 {
-	struct member *from = data, *to;
+	struct member *from = data;
 
-	DL_FOREACH(from->hub->members, to)
-	{
+	for (struct member *to = from->hub->members; to; to = to->next) {
 		if (to == from)
 			continue;
 		if (!bus_send(to->bus, BUS_CHANNEL, message->bytes, message->length, NULL, 0))
@@ -71,14 +70,13 @@ void channel_hub_join(struct channel_hub *hub, struct bus *bus)
 /* Leaves a process out. */
 void channel_hub_leave(struct channel_hub *hub, struct bus *bus)
 {
-	struct member *m, *next;
+	struct member *m = hub->members;
 
-	DL_FOREACH_SAFE(hub->members, m, next)
-	{
-		if (m->bus != bus)
-			continue;
-		bus_on(bus, BUS_CHANNEL, NULL, NULL);
-		DL_DELETE(hub->members, m);
-		free(m);
-	}
+	while (m && m->bus != bus)
+		m = m->next;
+	if (!m)
+		return;
+	bus_on(bus, BUS_CHANNEL, NULL, NULL);
+	DL_DELETE(hub->members, m);
+	free(m);
 }
