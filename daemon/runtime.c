@@ -101,7 +101,7 @@ bool runtime_open(struct runtime *r, const struct config *config, struct score *
 	r->resolver = resolver_new(r->loop);
 	r->processes = processes_new(r->loop, r->descriptor_limit, r->watches);
 	r->channels = channels_new(r->loop);
-	r->store = store_new(NULL, config->shared_size);
+	r->store = store_new(config->shared_size);
 	r->tls = tls_contexts_new();
 	r->guard = guard_new(vm_on_slow, vm_on_overrun);
 	if (!r->guard) {

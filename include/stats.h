@@ -40,6 +40,7 @@
 	X(bytes_queued, gauge, "bytes waiting to be sent")                                                              \
 	X(messages_pushed, counter, "messages pushed on named channels")                                                \
 	X(messages_refused, counter, "messages for which named channels had no room")                                   \
+	X(messages_missed, counter, "messages of other processes that this one was too slow for")                       \
 	X(messages_queued, gauge, "messages on named channels that wait to be delivered")                               \
 	X(lua_memory, gauge, "bytes that scripts have in use now")                                                      \
 	X(callbacks, counter, "callbacks entered")                                                                      \
