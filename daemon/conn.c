@@ -95,7 +95,7 @@ struct conn *conn_new(struct conns *conns, const struct flow *flow, const struct
 		c->next->previous = c;
 	conns->all = c;
 	conns->count++;
-	conns->loop->stats->connections = conns->count;
+	conns->stats->connections = conns->count;
 	return c;
 }
 
@@ -429,7 +429,7 @@ static void reap(struct conn *c)
 	}
 	bufferevent_setcb(c->bev, NULL, NULL, NULL, NULL);
 	conns->queued -= c->weight;
-	conns->loop->stats->bytes_queued = conns->queued;
+	conns->stats->bytes_queued = conns->queued;
 	bufferevent_free(c->bev);
 	if (c->adopted)
 		adopt_close(c->adopted);
@@ -444,8 +444,8 @@ static void reap(struct conn *c)
 	if (c->next)
 		c->next->previous = c->previous;
 	conns->count--;
-	conns->loop->stats->connections = conns->count;
-	conns->loop->stats->connections_closed++;
+	conns->stats->connections = conns->count;
+	conns->stats->connections_closed++;
 	free(c->end_text);
 	free(c->local);
 	free(c);
@@ -484,12 +484,19 @@ struct conns *conns_new(struct loop *loop, size_t max_queued)
 	struct conns *conns = mem_zalloc(sizeof *conns);
 
 	conns->loop = loop;
+	conns->stats = loop->stats;
 	conns->max_queued = max_queued;
 	conns->dirty_end = &conns->dirty;
 	conns->ending_end = &conns->ending;
 	conns->at_end = (struct loop_hook){.run = at_end, .data = conns};
 	loop_hook_add(loop, STAGE_END, &conns->at_end);
 	return conns;
+}
+
+/* Process 2 of 3 has 2, 5, 8 and so on. */
+uint64_t conns_signature(struct conns *conns)
+{
+	return conns->signatures++ * conns->loop->processes + conns->loop->process;
 }
 
 /* Frees an empty set. */

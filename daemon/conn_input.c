@@ -168,7 +168,7 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 	if (n > 0) {
 		c->last_io_ns = loop_now(loop);
 		c->bytes_in += (uint64_t)n;
-		loop->stats->bytes_in += (uint64_t)n;
+		c->conns->stats->bytes_in += (uint64_t)n;
 		if (c->filter && c->state != CONN_LINGERING)
 			c->filter->input(c, loop->buffer, (size_t)n);
 		else

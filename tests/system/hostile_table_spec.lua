@@ -223,3 +223,54 @@ describe("a hostile handler costs its own connection at most:", function()
     ::continue::
   end
 end)
+
+-- What nothing in a process can stop ends with it: the process is killed and replaced, the others never notice.
+describe("a hostile handler that hangs in C is killed in time, and its process replaced:", function()
+  t.auto()
+
+  for _, row in ipairs(rows) do
+    local name, code = row[1], row[2]
+    if (row[3] or {}).fate ~= "killed" then goto continue end
+
+    it(name, function()
+      local port, other = t.free_port(), t.free_port()
+      assert.equal(0, t.run { "mkfifo", t.path("fifo") }.status)
+      t.write("neighbour.lua", neighbour)
+      t.write("hostile.lua", ([[
+        local x = { fifo = %q }
+        return { receive_data = function(self, word)
+          local function act() %s end
+          act()
+          self:send_data("came back")
+        end }]]):format(t.path("fifo"), code))
+      local hang = t.seconds(0.5)
+      local d = t.start {
+        config = ([[
+          processes, callback_time, hang_timeout, drain_timeout = 2, %g, %g, 0.2
+          listen "tcp://127.0.0.1:%d" { handler = "hostile" }
+          listen "tcp://127.0.0.1:%d" { handler = "neighbour" }]]):format(LIMIT, hang, port, other),
+      }
+      local beside, well = {}, 0
+      for i = 1, 20 do -- in both processes
+        beside[i] = t.connect(other)
+        neighbour_is_well(beside[i])
+      end
+      local c = t.connect(port)
+      local began = t.now()
+      c:send("act")
+      c:receive_end()
+      local took = t.now() - began
+      assert.is_true(took < t.seconds(LIMIT + hang + 3), ("killed after %g s"):format(took))
+      d:wait_log("hangs")
+      for i = 1, 20 do
+        if pcall(neighbour_is_well, beside[i]) then well = well + 1 end
+      end
+      assert.is_true(well > 0, "nobody has survived")
+      for _ = 1, 20 do neighbour_is_well(t.connect(other)) end -- nobody is refused
+      assert.is_false(d:ended())
+      d:stop()
+    end)
+
+    ::continue::
+  end
+end)

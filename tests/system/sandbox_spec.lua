@@ -151,7 +151,7 @@ describe("restricted handlers", function()
     assert.matches("eval:1: 'format' is shared by all handlers and cannot be changed", why)
     -- all is as it was
     assert.same({ "5", 3, "x", "function", "string" }, { s:eval [[
-      return ("%d"):format(5), #table.pack(1, 2, 3), string.rep("x", 1), type(em.Connection.send_data), getmetatable("")]] })
+      return ("%%d"):format(5), #table.pack(1, 2, 3), string.rep("x", 1), type(em.Connection.send_data), getmetatable("")]] })
     -- names of one's own are everybody's, as ever, and may change
     s:eval [[
       function string.twice(text) return text .. text end
@@ -308,7 +308,7 @@ describe("finalizers", function()
 
   it("of unsafe handlers start nothing that would outlive their VM", function()
     local s = serve([[
-      x.kept = setmetatable({}, { __gc = function()
+      x.lasts = setmetatable({}, { __gc = function()
         print("{{finalizer", pcall(em.add_timer, 0.05, print), pcall(em.next_tick, print), "}}")
       end })
       return {}]], { config = "unsafe = true" })
