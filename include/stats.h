@@ -40,6 +40,7 @@
 	X(bytes_queued, gauge, "bytes waiting to be sent")                                                              \
 	X(messages_pushed, counter, "messages pushed on named channels")                                                \
 	X(messages_refused, counter, "messages for which named channels had no room")                                   \
+	X(messages_missed, counter, "messages of other processes that this one was too slow for")                       \
 	X(messages_queued, gauge, "messages on named channels that wait to be delivered")                               \
 	X(lua_memory, gauge, "bytes that scripts have in use now")                                                      \
 	X(callbacks, counter, "callbacks entered")                                                                      \
@@ -51,6 +52,8 @@
 	X(accept_pauses, counter, "pauses of accepting for want of descriptors")                                        \
 	X(reloads, common, "reloads carried out")                                                                      \
 	X(reloads_refused, common, "reloads refused")                                                                  \
+	X(upgrades, common, "upgrades carried out, over all processes that have followed each other")                  \
+	X(upgrades_refused, common, "upgrades refused")                                                                  \
 	X(turns, counter, "turns of the loop")
 
 struct stats {
