@@ -32,6 +32,69 @@ local function load_until(done, ways)
   end
 end
 
+-- What runs on a machine with a real systemd: the unit as it is installed.
+local on_systemd = [=[
+set -u
+check() { # check NAME EXPECTED SEEN
+	if [[ $3 == $2 ]]; then echo "ok $1"; else echo "failed $1: expected '$2', seen '$3'"; fi
+}
+show() { systemctl show -P "$1" reactord; }
+wait_for() { # wait_for PATTERN COMMAND...: until its output matches, 10 s at most
+	local seen
+	for _ in {1..200}; do
+		seen=$("${@:2}" 2>&1)
+		[[ $seen != $1 ]] || break
+		sleep 0.05
+	done
+	echo "$seen"
+}
+say() { echo "$2" | nc -N 127.0.0.1 "$1"; }
+
+systemd-sysusers /usr/local/lib/sysusers.d/reactord.conf
+echo 'listen "tcp://127.0.0.1:7" { handler = "echo" }' >>/etc/reactord/reactord.conf
+systemctl daemon-reload
+systemctl start reactord
+check 'starts' 0 $?
+old=$(show MainPID)
+exec 5<>/dev/tcp/127.0.0.1/7
+echo word >&5
+read -r -t 5 line <&5
+cp /usr/local/bin/reactord /usr/local/bin/new && mv /usr/local/bin/new /usr/local/bin/reactord
+kill -USR2 "$old"
+for _ in {1..200}; do
+	new=$(show MainPID)
+	[ "$new" = "$old" ] || break
+	sleep 0.05
+done
+[ "$new" != "$old" ]
+check 'has another main process' 0 $?
+check 'which runs the new binary' /usr/local/bin/reactord "$(readlink "/proc/$new/exe")"
+check 'is active' active/running "$(show ActiveState)/$(show SubState)"
+check 'tells its status' 'Serving, generation 1' "$(show StatusText)"
+check 'serves' hello "$(say 7 hello)"
+echo more >&5
+read -r -t 5 line <&5
+check 'keeps an open connection in the old process' more "$line"
+exec 5>&-
+wait_for '*No such process*' kill -0 "$old" >/dev/null
+check 'is active without the old process' active "$(show ActiveState)"
+check 'has started nothing anew' 0 "$(show NRestarts)"
+echo 'zebra = 1' >>/etc/reactord/reactord.conf
+kill -USR2 "$new"
+check 'tells of a refusal' 'Upgrade refused: *zebra*' "$(wait_for 'Upgrade refused*' show StatusText)"
+check 'is active all the same' "active/running/$new" "$(show ActiveState)/$(show SubState)/$(show MainPID)"
+sed -i '$d' /etc/reactord/reactord.conf
+kill -HUP "$new"
+check 'reloads' 'Serving, generation 2' "$(wait_for 'Serving, generation 2' show StatusText)"
+kill -KILL "$new"
+check 'is started again after a crash' 1 "$(wait_for 1 show NRestarts)"
+check 'serves again' hello "$(wait_for hello say 7 hello)"
+systemctl stop reactord
+check 'stops well' inactive/success "$(show ActiveState)/$(show Result)"
+check 'was heard by systemd' '' "$(journalctl -q -u reactord -o cat --no-pager | grep -i 'notification message\|not our child')"
+echo 'the end'
+]=]
+
 describe("an upgrade", function()
   t.auto()
 
@@ -434,5 +497,18 @@ describe("an upgrade", function()
     d:stop()
     assert.is_nil(lfs.attributes(path, "mode"))
     assert.is_nil(t.read("run/x.pid"))
+  end)
+
+  it("is one for a real systemd", function()
+    if t.sanitized then pending("the unit's fences are not for sanitizers") end
+    local install = ("make -s --no-print-directory -C %q install-files BUILD=%q >/dev/null || exit 1\n")
+      :format(t.root, os.getenv("REACTORD_BUILD") or "build")
+    local r = t.run {
+      "tests/support/with-systemd.sh", t.write("script", install .. on_systemd), t.root, cwd = t.root, seconds = 60, env = { TMPDIR = false },
+    }
+    if r.status == 77 then pending(r.err:match("[^\n]*\n?$")) end
+    assert.equal(0, r.status, r.out .. r.err)
+    assert.is_nil(("\n" .. r.out):find("\nfailed ", 1, true), r.out)
+    assert.matches("the end\n$", r.out)
   end)
 end)
