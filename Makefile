@@ -30,7 +30,7 @@ LUA      = lua_vm lua_arg lua_source lua_plain lua_conn lua_channel lua_shared l
            lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal lua_process lua_sys lua_sandbox lua_core
 
 # 6 service: configuration to listeners and handlers, generations, the service manager
-SERVICE  = notify pidfile spread runtime settings ports startup generation service run
+SERVICE  = notify pidfile spread runtime settings ports startup generation service member seats master run
 
 # 7 main: options and subcommands
 MAIN     = main

@@ -23,6 +23,9 @@ bool startup_open(struct ports *ports, const struct config *config, struct pidfi
 /* Tells whoever started us that we serve, and lets go of the terminal. */
 void startup_tell_ready(const struct service_options *options, const struct config *config, uint64_t generation);
 
+/* Lets go of the terminal. */
+void startup_detach(void);
+
 /* Writes all problems to the log, and also to standard error if the log is a file: whoever has started us looks there. */
 void startup_tell_failed(const struct problems *problems, bool to_file);
 
