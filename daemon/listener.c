@@ -69,10 +69,10 @@ static void starve(struct listener *l, int error)
 	uint64_t now = loop_now(l->loop);
 
 	l->starved = true;
-	l->loop->stats->accept_pauses++;
+	l->stats->accept_pauses++;
 	if (!l->told_ns || now - l->told_ns >= 1000000000u) {
 		l->told_ns = now;
-		log_event(LEVEL_WARN, &(struct log_context){.listener = l->name}, "accepting pauses: %s", errno_text(error));
+		log_event(LEVEL_WARN, &(struct log_context){.listener = l->name, .level = l->log_level}, "accepting pauses: %s", errno_text(error));
 	}
 	timer_start(l->loop, &l->retry, LISTENER_RETRY_NS);
 	watch(l);
@@ -129,7 +129,7 @@ static void admit(struct listener *l, int fd, const struct addr *peer, const str
 	if (count_address(l, listener_client(l, peer))) {
 		l->on_accept(l, fd, peer);
 	} else {
-		l->loop->stats->connections_refused++;
+		l->stats->connections_refused++;
 		l->live--;
 		close(fd);
 	}
@@ -166,9 +166,10 @@ static void on_no_header(void *data, int fd, const struct addr *peer, const char
 
 	close(fd);
 	l->live--;
-	l->loop->stats->proxy_headers_refused += why != NULL;
+	l->stats->proxy_headers_refused += why != NULL;
 	if (why)
-		log_event(LEVEL_INFO, &(struct log_context){.listener = l->name, .peer = addr_format(peer, text)}, "PROXY header refused: %s", why);
+		log_event(LEVEL_INFO, &(struct log_context){.listener = l->name, .peer = addr_format(peer, text), .level = l->log_level},
+		          "PROXY header refused: %s", why);
 	if (l->fd >= 0)
 		watch(l);
 }
@@ -190,7 +191,7 @@ static void on_acceptable(evutil_socket_t fd, short what, void *data)
 				starve(l, errno); /* whatever it is, trying again at once would not mend it */
 			break;
 		}
-		l->loop->stats->connections_accepted++;
+		l->stats->connections_accepted++;
 		l->live++;
 		if (!l->proxy_count)
 			admit(l, client, &peer, NULL);
@@ -305,6 +306,7 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 	struct listener *l = mem_zalloc(sizeof *l);
 
 	l->loop = loop;
+	l->stats = loop->stats;
 	l->fd = fd;
 	l->datagrams = conf->url.scheme == SCHEME_UDP;
 	/* a socket that several processes accept on is shared one by one */
@@ -316,12 +318,17 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 	l->label = scorer_label(loop->scorer, l->name);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
+	l->log_level = conf->flow.log_level;
 	l->on_accept = on_accept;
 	l->user = user;
 	l->prefaces = (struct prefaces){.loop = loop, .on_header = on_header, .on_failure = on_no_header, .data = l};
 	set_proxies(l, conf);
 	timer_init(&l->retry, on_retry, l);
-	loop->stats->listeners++;
+	l->stats->listeners++;
+	l->next = loop->listeners;
+	if (l->next)
+		l->next->previous = l;
+	loop->listeners = l;
 	l->event = event_new(loop->base, fd, EV_READ | EV_PERSIST, on_acceptable, l);
 	if (!l->event)
 		abort();
@@ -384,12 +391,21 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 {
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
+	l->log_level = conf->flow.log_level;
 	set_proxies(l, conf);
 	if (!l->datagrams && !l->given && listen(l->fd, conf->backlog) < 0)
 		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
 	if (conf->mode >= 0)
 		change_mode(l, (mode_t)conf->mode);
 	watch(l);
+}
+
+/* Moves it to another table of counters. */
+void listener_count(struct listener *l, struct stats *stats)
+{
+	l->stats->listeners--;
+	l->stats = stats;
+	l->stats->listeners++;
 }
 
 /* Leaves newcomers in the backlog. */
@@ -431,7 +447,13 @@ void listener_close(struct listener *l)
 {
 	if (l->fd < 0)
 		return;
-	l->loop->stats->listeners--;
+	l->stats->listeners--;
+	if (l->previous)
+		l->previous->next = l->next;
+	else
+		l->loop->listeners = l->next;
+	if (l->next)
+		l->next->previous = l->previous;
 	l->watched = false;
 	event_free(l->event);
 	timer_stop(l->loop, &l->retry);

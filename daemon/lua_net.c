@@ -93,6 +93,7 @@ static void server_stop(struct lua_server *s, struct vm *heir)
 	if (heir) {
 		struct inheritance *i = mem_alloc(sizeof *i);
 		listener_pause(l);
+		l->user = NULL;
 		*i = (struct inheritance){.l = l, .next = heir->inherited};
 		heir->inherited = i;
 	} else {

@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "activation.h"
+#include "command.h"
+#include "control.h"
 #include "generation.h"
 #include "log.h"
 #include "mem.h"
@@ -57,6 +59,8 @@ struct master {
 	int status;
 	struct timer stop_limit;
 	struct sig *watches[5];
+	struct control *control;                      /* NULL: none */
+	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
 };
 
 /* --- starting and stopping ------------------------------------------------------------------------------------------ */
@@ -73,6 +77,11 @@ static void clear(struct master *m, bool is_master)
 	pidfile_close(&m->pid_file);
 	for (size_t i = 0; i < sizeof m->watches / sizeof *m->watches; i++)
 		sig_unwatch(m->watches[i]);
+	if (!is_master) {
+		control_abandon(m->control);
+		control_answer_all(&m->reloaders, (struct report){0});
+		control_answer_all(&m->stoppers, (struct report){0});
+	}
 	if (m->loop && m->loop->timers)
 		timers_close(m->loop);
 	loop_free(m->loop);
@@ -216,11 +225,11 @@ static void conclude(struct master *m, bool done)
 	char *status;
 
 	if (done) {
-		m->score->stats.reloads++;
+		m->board->scores[0].stats.reloads++;
 		status = mem_printf("Serving, generation %llu", (unsigned long long)m->number);
 		log_info("reloaded: generation %llu serves", (unsigned long long)m->number);
 	} else {
-		m->score->stats.reloads_refused++;
+		m->board->scores[0].stats.reloads_refused++;
 		settings_log_problems(&a->problems, "reload refused: ");
 		status = mem_printf("Reload refused, generation %llu serves on: %s", (unsigned long long)m->number,
 		                    a->problems.count ? a->problems.lines[0] : "");
@@ -228,6 +237,12 @@ static void conclude(struct master *m, bool done)
 	}
 	notify_ready(status);
 	free(status);
+	struct report r = {.status = COMMAND_DONE};
+	if (done)
+		r.result = json_pack("{s:I}", "generation", (json_int_t)m->number);
+	else
+		r = report_failures(&a->problems);
+	control_answer_all(&m->reloaders, r);
 	timer_stop(m->loop, &a->limit);
 	problems_clear(&a->problems);
 	a->stage = IDLE;
@@ -480,11 +495,6 @@ static void on_message(void *data, struct seat *seat, const struct bus_message *
 			m->status = order.status;
 		drain(m, order.drain_s);
 		break;
-	case BUS_CHANNEL: /* what one pushes is for all others too */
-		for (unsigned i = 0; i < m->seats.count; i++)
-			if (&m->seats.all[i] != seat)
-				seat_send(&m->seats.all[i], BUS_CHANNEL, message->bytes, message->length, NULL, 0);
-		break;
 	default: break;
 	}
 }
@@ -546,6 +556,33 @@ static void on_signal(int signo, void *data)
 	}
 }
 
+/* Somebody asks by the control socket. */
+static void on_ask(void *data, struct control_request *q)
+{
+	struct master *m = data;
+	const char *command = json_string_value(json_object_get(q->json, "command"));
+
+	if (strcmp(command, "reload") == 0 && m->state != SERVING) {
+		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+	} else if (strcmp(command, "reload") == 0) {
+		q->next = m->reloaders;
+		m->reloaders = q;
+		m->reload_asked = true;
+	} else if (strcmp(command, "drain") == 0 || strcmp(command, "stop") == 0) {
+		q->next = m->stoppers;
+		m->stoppers = q;
+		if (*command == 's')
+			stop_now(m);
+		else if (m->state == SERVING)
+			drain(m, -1);
+	} else if (strcmp(command, "status") == 0) {
+		const char *state = m->state == STOPPING ? "draining" : "serving";
+		control_answer(q, (struct report){.result = report_status(m->board, m->pid, state, m->config->config->file)});
+	} else {
+		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("not for several processes yet")));
+	}
+}
+
 /* Is every process where it is to be, so that a reload can begin? Those that wait for their next start do not matter. */
 static bool is_settled(const struct master *m)
 {
@@ -591,7 +628,8 @@ static bool begin(struct master *m, unsigned count)
 	timer_init(&m->attempt.limit, on_prepare_limit, m);
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
 		m->watches[i] = sig_watch(m->loop, signals[i], on_signal, m);
-	if (!startup_open(&m->ports, m->config->config, &m->pid_file, &m->problems) || m->problems.count)
+	struct control_host host = {.ask = on_ask, .data = m};
+	if (!startup_open(&m->ports, m->config->config, &m->pid_file, host, &m->control, &m->problems) || m->problems.count)
 		return false;
 	if (seat_start(&m->seats.all[0]))
 		return true;
@@ -613,6 +651,11 @@ int master_run(const struct service_options *options, struct config *config, uns
 		if (m.reload_asked && is_settled(&m))
 			reload(&m);
 		loop_turn(m.loop);
+	}
+	if (m.control) {
+		control_answer_all(&m.stoppers, (struct report){.result = json_string("stopped")});
+		control_answer_all(&m.reloaders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+		control_close(m.control);
 	}
 	struct problems problems = m.problems;
 	m.problems = (struct problems){0};

@@ -225,10 +225,10 @@ static bool take_place(struct member *m, struct problems *problems)
 	s->ports.handed = p->handed;
 	s->on_stop = on_stop;
 	s->user = m;
-	store_free(s->runtime.store); /* nothing is in it yet */
-	s->runtime.store = store_new(p->store, p->config->config->shared_size);
+	store_rename(s->runtime.store, p->store);
 	signal(sig_orphan(), on_orphaned);
 	m->bus = loop->bus = bus_new(loop, p->bus_fd, MEMBER_QUEUE, on_bus_end, m);
+	channels_link(s->runtime.channels, m->bus);
 	for (size_t i = 0; i < sizeof orders / sizeof *orders; i++)
 		bus_on(m->bus, orders[i], on_order, m);
 	for (size_t i = 0; i < IGNORED; i++)
@@ -263,6 +263,8 @@ int member_run(const struct member_place *place)
 		loop_hook_remove(m.service.runtime.loop, STAGE_END, &m.at_end);
 	for (size_t i = 0; i < IGNORED; i++)
 		sig_unwatch(m.watches[i]);
+	if (m.bus)
+		channels_link(m.service.runtime.channels, NULL);
 	bus_free(m.bus);
 	service_close(&m.service);
 	if (started)

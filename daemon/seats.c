@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "channel_hub.h"
 #include "log.h"
 #include "mem.h"
 #include "member.h"
@@ -25,6 +26,7 @@ void seats_init(struct seats *set, struct loop *loop, struct scoreboard *board, 
 {
 	*set = (struct seats){.loop = loop, .board = board, .count = (unsigned)board->count, .events = events, .data = data};
 	set->all = mem_zalloc(set->count * sizeof *set->all);
+	set->hub = channel_hub_new();
 	timer_init(&set->look, on_look, set);
 	for (unsigned i = 0; i < set->count; i++) {
 		struct seat *seat = &set->all[i];
@@ -35,17 +37,31 @@ void seats_init(struct seats *set, struct loop *loop, struct scoreboard *board, 
 	}
 }
 
+/* Lets go of a seat's bus. */
+static void leave(struct seat *seat)
+{
+	if (!seat->bus)
+		return;
+	channel_hub_leave(seat->seats->hub, seat->bus);
+	bus_free(seat->bus);
+	seat->bus = NULL;
+}
+
 /* Frees them. */
 void seats_clear(struct seats *set)
 {
-	for (unsigned i = 0; i < set->count && set->all; i++) {
+	if (!set->all)
+		return;
+	for (unsigned i = 0; i < set->count; i++) {
 		timer_stop(set->loop, &set->all[i].retry);
 		timer_stop(set->loop, &set->all[i].kill);
-		bus_free(set->all[i].bus);
+		leave(&set->all[i]);
 	}
 	timer_stop(set->loop, &set->look);
+	channel_hub_free(set->hub);
 	free(set->all);
 	set->all = NULL;
+	set->hub = NULL;
 	set->count = 0;
 }
 
@@ -78,8 +94,7 @@ static void check_end(struct seat *seat)
 	if (!seat->reaped || !seat->bus_ended)
 		return;
 	timer_stop(seat->seats->loop, &seat->kill);
-	bus_free(seat->bus);
-	seat->bus = NULL;
+	leave(seat);
 	clear_gauges(&seat->seats->board->scores[seat->index - 1]);
 	describe(seat, how);
 	if (loop_clock() - seat->started_ns >= SEAT_SOON_NS)
@@ -151,6 +166,7 @@ bool seat_start(struct seat *seat)
 	for (int kind = 0; kind < BUS_KINDS; kind++)
 		if (kind != BUS_ORDERS)
 			bus_on(seat->bus, (enum bus_kind)kind, on_message, seat);
+	channel_hub_join(set->hub, seat->bus);
 	return true;
 }
 

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "command.h"
 #include "lua_core.h"
 #include "lua_signal.h"
 #include "mem.h"
@@ -19,6 +20,8 @@
 #include "privs.h"
 #include "sig.h"
 #include "startup.h"
+
+#define PROGRESS_NS 250000000u /* between two lines of progress of a drain */
 
 /* Drains and ends. */
 void service_ask_drain(struct service *s, double drain_s, int status)
@@ -194,6 +197,20 @@ static bool replace(struct service *s, struct shared_config *shared, struct sour
 	return true;
 }
 
+/* Tells those who wait for it what became of a reload. */
+static void answer_reload(struct service *s, const struct problems *problems)
+{
+	struct report r = {.status = COMMAND_DONE};
+
+	if (problems) {
+		r = report_failures(problems);
+	} else {
+		r.result = json_object();
+		json_object_set_new(r.result, "generation", json_integer((json_int_t)s->last_number));
+	}
+	control_answer_all(&s->reloaders, r);
+}
+
 /* SIGHUP: all of it, or nothing. */
 static void reload(struct service *s)
 {
@@ -228,6 +245,7 @@ static void reload(struct service *s)
 	}
 	notify_ready(status);
 	free(status);
+	answer_reload(s, done ? NULL : &problems);
 	problems_clear(&problems);
 }
 
@@ -334,6 +352,56 @@ static void drain(struct service *s)
 	spread_start(&s->last_days, limit_ns);
 }
 
+/* Tells those who wait for the end how many connections are left, some times a second. */
+static void tell_progress(struct service *s)
+{
+	size_t left = s->stoppers ? accepted(s) : 0;
+
+	if (left == s->told_left || (s->told_ns && loop_now(s->runtime.loop) - s->told_ns < PROGRESS_NS))
+		return;
+	s->told_left = left;
+	s->told_ns = loop_now(s->runtime.loop);
+	for (struct control_request *q = s->stoppers; q; q = q->next)
+		control_progress(q, json_pack("{s:I}", "connections", (json_int_t)left));
+}
+
+/* Somebody asks by the control socket. */
+static void on_ask(void *data, struct control_request *q)
+{
+	struct service *s = data;
+	const char *command = json_string_value(json_object_get(q->json, "command"));
+	bool serving = s->state == SERVING && !s->stop_asked && !s->stop_now;
+
+	if (strcmp(command, "reload") == 0 && !serving) {
+		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+	} else if (strcmp(command, "reload") == 0) {
+		q->next = s->reloaders;
+		s->reloaders = q;
+		s->reload_asked = true;
+	} else if (strcmp(command, "drain") == 0 || strcmp(command, "stop") == 0) {
+		q->next = s->stoppers;
+		s->stoppers = q;
+		if (*command == 'd')
+			service_ask_drain(s, -1, -1);
+		else
+			service_ask_stop(s);
+	} else {
+		control_answer(q, report_answer(&s->runtime, s->newest, serving ? "serving" : "draining", q->json));
+	}
+	loop_wake(s->runtime.loop);
+}
+
+/* The last answers, when everything has ended; left: connections that a drain did not wait for. */
+static void close_control(struct service *s, size_t left)
+{
+	char *line = left ? mem_printf("stopped: %zu connection(s) were cut", left) : mem_strdup("stopped: no connection was left");
+
+	control_answer_all(&s->stoppers, (struct report){.result = json_string(line)});
+	control_answer_all(&s->reloaders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+	free(line);
+	control_close(s->control);
+}
+
 /* The turn's end of the daemon: what callbacks and signals have asked for is done here, with no script on the stack. */
 static void at_end(void *data)
 {
@@ -359,6 +427,8 @@ static void at_end(void *data)
 	if (s->stop_asked && s->state == SERVING)
 		drain(s);
 	reap_generations(s);
+	if (s->state == DRAINING)
+		tell_progress(s);
 }
 
 /* Signals, in the loop. */
@@ -459,7 +529,9 @@ void service_serve(struct service *s)
 		loop_turn(s->runtime.loop);
 	if (s->state == SERVING)
 		notify_stopping("Stopping");
+	size_t left = accepted(s);
 	finish(s);
+	close_control(s, left);
 }
 
 /* Serves. */
@@ -470,18 +542,21 @@ int service_run(const struct service_options *options, struct config *config)
 	struct service s = {0};
 	struct problems problems = {0};
 	struct pidfile pid_file = {0};
+	struct control_host host = {.ask = on_ask, .data = &s};
 	bool to_file = config->log_file != NULL, started = false;
 
 	if (!board) {
 		problems_add(&problems, "cannot share memory: %s", errno_text(errno));
 	} else if (service_open(&s, options, config, board->scores, activation_new(), &problems)) {
 		watch_signals(&s);
-		started = startup_open(&s.ports, config, &pid_file, &problems) && start(&s, shared, &problems);
+		started = startup_open(&s.ports, config, &pid_file, host, &s.control, &problems) && start(&s, shared, &problems);
 	}
 	shared_config_release(shared);
 	if (started) {
 		startup_tell_ready(options, s.newest->config, s.last_number);
 		service_serve(&s);
+	} else if (s.control) {
+		control_close(s.control);
 	}
 	service_close(&s);
 	pidfile_close(&pid_file);

@@ -34,7 +34,7 @@ struct config *startup_configure(const struct service_options *options)
 }
 
 /* Gives socket files and the log to the user that the daemon becomes, so that it may change, remove and reopen them. */
-static void give_away_files(struct ports *ports, const struct config *config)
+static void give_away_files(struct ports *ports, struct control *control, const struct config *config)
 {
 	uid_t uid;
 	gid_t gid;
@@ -45,11 +45,33 @@ static void give_away_files(struct ports *ports, const struct config *config)
 		return;
 	}
 	ports_give(ports, uid, gid);
+	if (control)
+		control_give(control, uid, gid);
 	log_give(uid, gid);
 }
 
+/* Opens the control socket. Nobody has asked for the one in the default place: without it the daemon serves all the same. */
+static struct control *open_control(struct loop *loop, const struct config *config, struct control_host host, struct problems *problems)
+{
+	const char *path = config->control;
+	char *why = NULL;
+
+	if (!path && config->file && access(CONTROL_FOLDER, F_OK) == 0)
+		path = CONTROL_PATH;
+	if (!path)
+		return NULL;
+	struct control *control = control_open(loop, path, host, &why);
+	if (!control && config->control)
+		problems_add(problems, "%s", why);
+	else if (!control)
+		log_info("%s: there is no control socket", why);
+	free(why);
+	return control;
+}
+
 /* Opens sockets with the rights we came with, then drops them. */
-bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct problems *problems)
+bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct control_host host,
+                  struct control **control, struct problems *problems)
 {
 	char *why = NULL;
 	size_t before = problems->count;
@@ -65,7 +87,9 @@ bool startup_open(struct ports *ports, const struct config *config, struct pidfi
 		free(why);
 	}
 	if (problems->count == before)
-		give_away_files(ports, config);
+		*control = open_control(ports->loop, config, host, problems);
+	if (problems->count == before)
+		give_away_files(ports, *control, config);
 	if (privs_drop(config->user, config->group, &why))
 		return true;
 	problems_add(problems, "%s", why);

@@ -230,15 +230,23 @@ static int need(struct store *s)
 }
 
 /* A new store. */
-struct store *store_new(const char *name, uint64_t size)
+struct store *store_new(uint64_t size)
 {
 	struct store *s = mem_zalloc(sizeof *s);
 
-	s->name = name ? mem_strdup(name) : store_make_name();
-	s->own = !name;
+	s->name = store_make_name();
+	s->own = true;
 	s->size = size;
 	s->folder = -1;
 	return s;
+}
+
+/* Takes the name of the daemon's. */
+void store_rename(struct store *s, const char *name)
+{
+	free(s->name);
+	s->name = mem_strdup(name);
+	s->own = false;
 }
 
 /* The end of one. */

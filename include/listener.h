@@ -23,6 +23,8 @@ struct activation_socket;
 
 struct listener {
 	struct loop *loop;
+	struct stats *stats; /* where it and what it accepts are counted: the loop's, or by listener_count another's */
+	struct listener *previous, *next; /* all of the loop's */
 	struct event *event;
 	int fd; /* -1 once closed */
 	struct addr local;
@@ -31,6 +33,7 @@ struct listener {
 	struct sockfile file; /* of a Unix socket that it has made */
 	unsigned label;      /* its number in the scoreboard */
 	uint64_t max_connections, max_per_address; /* 0: no limit */
+	int log_level;                             /* of its own events, as in struct log_context */
 	uint64_t live;                             /* accepted and not yet released */
 	struct address_count *addresses;           /* uthash */
 	bool paused;                               /* by its user */
@@ -67,6 +70,9 @@ void listener_update(struct listener *l, const struct listen_conf *conf);
 
 /* Gives the file of a Unix socket to a user, so that it may be removed and changed after rights were given up. */
 void listener_give(struct listener *l, uid_t uid, gid_t gid);
+
+/* Counts it there instead, from now on. */
+void listener_count(struct listener *l, struct stats *stats);
 
 /* The file stays when it closes: another process has it. */
 void listener_leave_file(struct listener *l);

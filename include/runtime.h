@@ -31,7 +31,8 @@ struct runtime {
 	struct guard *guard;
 	struct activation *activation;
 	struct tls_contexts *tls;
-	char *library_dir; /* shipped handlers and em/ */
+	struct timer repeats; /* when the log tells how often an event was repeated */
+	char *library_dir;    /* shipped handlers and em/ */
 };
 
 /* Makes it; the process takes the score over, and activation is taken over in any case. False with a reason (caller frees). */

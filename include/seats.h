@@ -26,6 +26,7 @@ enum seat_state {
 	SEAT_SERVING
 };
 
+struct channel_hub;
 struct seats;
 
 struct seat {
@@ -56,6 +57,7 @@ struct seats {
 	struct scoreboard *board; /* borrowed, a score for each */
 	struct seat *all;
 	unsigned count;
+	struct channel_hub *hub;
 	uint64_t hang_ns; /* 0: they may hang */
 	struct timer look;
 	const struct seats_events *events;

@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 
+#include "control.h"
 #include "generation.h"
 #include "ports.h"
 #include "runtime.h"
@@ -34,6 +35,10 @@ struct service {
 	struct spread last_days; /* of a drain */
 	struct loop_hook at_end;
 	struct sig *watches[4];
+	struct control *control;                      /* NULL: none */
+	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
+	size_t told_left;                             /* connections of which stoppers know that they are left */
+	uint64_t told_ns;                             /* since when */
 	int status;
 	void (*on_stop)(struct service *s, double drain_s, int status); /* em.stop is told also to whom it may concern; NULL: to nobody */
 	void *user;

@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 
+#include "control.h"
 #include "pidfile.h"
 #include "ports.h"
 #include "settings.h"
@@ -15,9 +16,10 @@
 /* Opens the log, reads the configuration, and opens the log that it asks for. NULL when anything is wrong; it has been told then. */
 struct config *startup_configure(const struct service_options *options) __attribute__((warn_unused_result));
 
-/* Opens the ports, which accept nothing yet, owns and writes the pid file, and becomes the configured user.
- * Goes on after mistakes in order to find them all; false when rights could not be given up, so that nothing more may be tried. */
-bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct problems *problems)
+/* Opens the ports, which accept nothing yet, and the control socket, if there is to be one (*control stays NULL else), owns and writes the
+ * pid file, and becomes the configured user. Goes on after mistakes in order to find them all; false when rights could not be given up, so that nothing more may be tried. */
+bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct control_host host,
+                  struct control **control, struct problems *problems)
 	__attribute__((warn_unused_result));
 
 /* Tells whoever started us that we serve, and lets go of the terminal. */

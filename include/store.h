@@ -28,9 +28,11 @@ struct store_value {
 
 struct store;
 
-/* A store by a name from store_make_name, or (NULL) by a name of its own; it takes that many bytes at most, and as much again for its
- * bookkeeping. */
-struct store *store_new(const char *name, uint64_t size) __attribute__((warn_unused_result));
+/* A store by a name of its own; it takes that many bytes at most, and as much again for its bookkeeping. */
+struct store *store_new(uint64_t size) __attribute__((warn_unused_result));
+
+/* Gives it another name, that of the other processes', before its first use. */
+void store_rename(struct store *s, const char *name);
 
 /* Closes it; with its name its own, removes it. */
 void store_free(struct store *s);

@@ -136,6 +136,7 @@ local function environment(more)
     local given = os.getenv(name)
     env[name] = (given and given .. ":" or "") .. "log_path=" .. t.dir() .. "/sanitizer"
   end
+  env.REACTORD_SLOW_CALLBACK = "0" -- on a machine under load any callback may be slow; false: as the daemon has it
   for name, value in pairs(more or {}) do
     env[name] = type(value) == "number" and tostring(value) or value
   end
