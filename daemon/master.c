@@ -22,6 +22,7 @@
 #include "sig.h"
 #include "startup.h"
 #include "store.h"
+#include "upgrade.h"
 
 #define PREPARE_NS 30000000000u /* for the first half of a reload, where processes may hang for ever */
 #define GOODBYE_NS 15000000000u /* beyond the drain's limit, for the end of the processes */
@@ -54,11 +55,14 @@ struct master {
 	struct sources *sources;      /* and with */
 	uint64_t number;              /* of that generation */
 	struct attempt attempt;
-	bool reload_asked, failed, told_ready;
+	bool reload_asked, upgrade_asked, failed, told_ready;
 	struct problems problems; /* why it could not start */
 	int status;
 	struct timer stop_limit;
-	struct sig *watches[5];
+	struct sig *watches[6];
+	struct upgrade upgrade;
+	rlim_t descriptor_limit;                      /* as we had it */
+	bool replaced;                                /* by another daemon, which has our sockets */
 	struct control *control;                      /* NULL: none */
 	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
 };
@@ -78,6 +82,7 @@ static void clear(struct master *m, bool is_master)
 	for (size_t i = 0; i < sizeof m->watches / sizeof *m->watches; i++)
 		sig_unwatch(m->watches[i]);
 	if (!is_master) {
+		legacy_free(m->options->legacy);
 		control_abandon(m->control);
 		control_answer_all(&m->reloaders, (struct report){0});
 		control_answer_all(&m->stoppers, (struct report){0});
@@ -96,7 +101,7 @@ static void clear(struct master *m, bool is_master)
 static void __attribute__((noreturn)) become(void *data, struct seat *seat, int bus_fd)
 {
 	struct master *m = data;
-	const struct service_options *options = m->options;
+	struct service_options options = *m->options;
 	char *store = m->store;
 	pid_t master = m->pid;
 
@@ -104,8 +109,10 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 	if (getppid() != master)
 		_exit(1);
 	event_reinit(m->loop->base); /* before anything is taken out of a poller that is the master's too */
-	if (options->detached && !m->told_ready)
-		close(options->ready_fd);
+	if (options.detached && !m->told_ready)
+		close(options.ready_fd);
+	options.legacy = NULL;
+	options.self = NULL;
 	unsetenv("NOTIFY_SOCKET");
 	unsetenv("WATCHDOG_USEC");
 	unsetenv("WATCHDOG_PID");
@@ -115,7 +122,7 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 		.index = seat->index,
 		.count = m->seats.count,
 		.bus_fd = bus_fd,
-		.options = options,
+		.options = &options,
 		.config = m->config,
 		.sources = m->sources,
 		.generation = m->number,
@@ -139,6 +146,10 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 static void stop(struct master *m, uint64_t limit_ns)
 {
 	m->state = STOPPING;
+	if (!m->replaced) {
+		upgrade_cancel(&m->upgrade);
+		ports_keep(&m->ports);
+	}
 	seats_hold(&m->seats);
 	ports_close(&m->ports, false);
 	timer_start(m->loop, &m->stop_limit, limit_ns);
@@ -171,7 +182,8 @@ static void drain(struct master *m, double drain_s)
 	struct member_stop order = {.drain_s = drain_s, .status = -1};
 
 	abort_attempt(m);
-	notify_stopping("Draining");
+	if (!m->replaced)
+		notify_stopping("Draining");
 	stop(m, (drain_s >= 0 ? (uint64_t)(drain_s * 1e9) : m->config->config->drain_timeout_ns) + GOODBYE_NS);
 	seats_send(&m->seats, BUS_DRAIN, &order, sizeof order);
 }
@@ -181,6 +193,39 @@ static void fail(struct master *m)
 {
 	m->failed = true;
 	stop_now(m);
+}
+
+/* The new daemon serves, or has failed. */
+static void on_upgraded(struct upgrade *u, bool taken_over)
+{
+	struct master *m = u->data;
+	char *why = NULL;
+
+	m->replaced = taken_over;
+	if (taken_over) {
+		drain(m, -1);
+		return;
+	}
+	ports_keep(&m->ports);
+	if (m->pid_file.path && !pidfile_write(&m->pid_file, &why)) {
+		log_error("%s", why);
+		free(why);
+	}
+}
+
+/* SIGUSR2: starts another daemon with our sockets. What scripts listen on is not among them: it is theirs alone. */
+static void upgrade(struct master *m)
+{
+	struct legacy *legacy = legacy_new();
+
+	m->upgrade_asked = false;
+	activation_leave(m->activation, legacy);
+	ports_leave(&m->ports, legacy);
+	if (m->pid_file.path)
+		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
+	m->upgrade.on_done = on_upgraded;
+	m->upgrade.data = m;
+	upgrade_start(&m->upgrade, m->loop, m->options->self, legacy, m->descriptor_limit, m->config->config->upgrade_timeout_ns);
 }
 
 /* --- problems ------------------------------------------------------------------------------------------------------- */
@@ -403,9 +448,14 @@ static void go_on_starting(struct master *m)
 		m->told_ready = true;
 		ports_log(&m->ports);
 		activation_log_unused(m->activation);
+		legacy_drop(m->loop->legacy);
 		startup_tell_ready(m->options, m->config->config, m->number);
 		seats_watch(&m->seats, hang_limit(m->config->config));
 	} else if (ready == m->seats.count) {
+		if (!startup_announce(m->options, &m->pid_file, &m->problems)) {
+			fail(m);
+			return;
+		}
 		seats_send(&m->seats, BUS_COMMIT, NULL, 0);
 	} else if (ready == 1 && seats_taken(&m->seats) == 1) {
 		for (unsigned i = 1; i < m->seats.count; i++)
@@ -552,6 +602,7 @@ static void on_signal(int signo, void *data)
 		log_reopen();
 		seats_send(&m->seats, BUS_REOPEN, NULL, 0);
 		break;
+	case SIGUSR2: m->upgrade_asked = true; break;
 	default: break;
 	}
 }
@@ -589,7 +640,7 @@ static bool is_settled(const struct master *m)
 	for (unsigned i = 0; i < m->seats.count; i++)
 		if (m->seats.all[i].state == SEAT_STARTING || m->seats.all[i].state == SEAT_READY)
 			return false;
-	return m->state == SERVING && m->attempt.stage == IDLE;
+	return m->state == SERVING && m->attempt.stage == IDLE && !upgrade_under_way(&m->upgrade);
 }
 
 /* All counters of all processes and of the master, in one set. */
@@ -608,7 +659,7 @@ static struct stats total(const struct master *m)
 /* Makes the master's loop and opens what the processes will serve; false with all problems. */
 static bool begin(struct master *m, unsigned count)
 {
-	static const int signals[] = {SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+	static const int signals[] = {SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 	signal(SIGPIPE, SIG_IGN); /* of the log; processes set it anew */
 	m->score = mem_zalloc(sizeof *m->score);
@@ -620,14 +671,20 @@ static bool begin(struct master *m, unsigned count)
 	}
 	m->loop->processes = count;
 	m->loop->process = 0;
-	m->activation = m->loop->activation = activation_new();
+	m->activation = m->loop->activation = activation_new(m->options->legacy);
+	m->loop->legacy = m->options->legacy;
+	if (legacy_text(m->loop->legacy, "upgrades"))
+		m->score->stats.upgrades = strtoull(legacy_text(m->loop->legacy, "upgrades"), NULL, 10);
 	m->ports = (struct ports){.loop = m->loop, .slots = count};
 	m->store = store_make_name();
 	seats_init(&m->seats, m->loop, m->board, &events, m);
 	timer_init(&m->stop_limit, on_stop_limit, m);
 	timer_init(&m->attempt.limit, on_prepare_limit, m);
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
-		m->watches[i] = sig_watch(m->loop, signals[i], on_signal, m);
+		if (signals[i] != SIGUSR2 || m->options->self)
+			m->watches[i] = sig_watch(m->loop, signals[i], on_signal, m);
+	struct rlimit limit;
+	m->descriptor_limit = getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : 1024;
 	struct control_host host = {.ask = on_ask, .data = m};
 	if (!startup_open(&m->ports, m->config->config, &m->pid_file, host, &m->control, &m->problems) || m->problems.count)
 		return false;
@@ -650,6 +707,8 @@ int master_run(const struct service_options *options, struct config *config, uns
 	while (m.state != STOPPING || seats_taken(&m.seats)) {
 		if (m.reload_asked && is_settled(&m))
 			reload(&m);
+		if (m.upgrade_asked && is_settled(&m))
+			upgrade(&m);
 		loop_turn(m.loop);
 	}
 	if (m.control) {
@@ -661,7 +720,7 @@ int master_run(const struct service_options *options, struct config *config, uns
 	m.problems = (struct problems){0};
 	clear(&m, true);
 	if (m.failed) {
-		startup_tell_failed(&problems, to_file);
+		startup_tell_failed(options, &problems, to_file);
 	} else {
 		struct stats sum = total(&m);
 		startup_tell_stopped(&sum);
