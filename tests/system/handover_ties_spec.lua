@@ -50,7 +50,11 @@ describe("what ties a connection to its code", function()
   t.auto()
 
   it("is a listener of its events", function()
-    local d, port = start(says("one", "function H:receive_data(data) if data == 'on' then self:on('data', function(c, s) em.log.info('heard') end) end self:send_data(WORD, ' ', data) end"))
+    local d, port = start(says("one", [[
+      function H:receive_data(data)
+        if data == "on" then self:on("data", function() em.log.info("heard") end) end
+        self:send_data(WORD, " ", data)
+      end]]))
     local a, b = t.connect(port):expect("hello\n"), t.connect(port):expect("hello\n")
     a:send("on"):expect("one on")
     assert.matches("stays on generation 1: it has listeners of its events", reload_with(d, says "two"))
@@ -149,7 +153,8 @@ describe("the handler of a connection", function()
 
   it("is found by its name also when no block uses it any more, and when a script has named it", function()
     local script_port = t.free_port()
-    local d, port = start(says("one", ([[em.run(function() em.start_server("127.0.0.1", %d, "h") em.log.info("opened") end)]]):format(script_port)))
+    local d, port = start(says("one", ([[
+      em.run(function() em.start_server("127.0.0.1", %d, "h") em.log.info("opened") end)]]):format(script_port)))
     d:wait_log("opened")
     local a, b = t.connect(port):expect("hello\n"), t.connect(script_port):expect("hello\n")
     configure(('listen "tcp://127.0.0.1:%d" { handler = "echo" }'):format(port))
@@ -264,7 +269,13 @@ describe("subscriptions of a connection", function()
     local c = t.connect(port):expect("hello\n")
     c:send("a"):expect("one news a1\none news a2\none news a3\n")
     reload_with(d, says("two", channels .. [[
-      function H:takeover() self:subscribe("news") self:unsubscribe("more") em.channel("more"):push("unheard") em.channel("news"):push("first words") end]]))
+
+      function H:takeover()
+        self:subscribe("news") -- it is already
+        self:unsubscribe("more")
+        em.channel("more"):push("unheard")
+        em.channel("news"):push("first words")
+      end]]))
     c:expect("two news last words\ntwo news first words\n")
     c:send("b"):expect("two news b1\ntwo news b2\ntwo news b3\n")
     reload_with(d, says("three", channels .. "\nfunction H:takeover() self:subscribe('x') error('no') end"))
