@@ -46,9 +46,9 @@ local function start(text, options, config)
   t.write("h.lua", text)
   local d = t.start(([[listen "tcp://127.0.0.1:%d" { handler = "h" %s }
     listen "unix://x.sock" { handler = "h" }
-    callback_time = 0.1
+    callback_time = %g
     log = { level = "debug" }
-    %s]]):format(port, options and ", " .. options or "", config or ""))
+    %s]]):format(port, options and ", " .. options or "", t.seconds(0.1), config or ""))
   return d, port
 end
 
