@@ -11,7 +11,7 @@ BUILD      = build
 # tests/spec/layers_spec.lua reads these lines and checks that.
 
 # 0 ground: logging, memory, plain data, addresses, counters and where processes share them, rights
-GROUND   = mem log value addr stats scoreboard privs
+GROUND   = mem log_line log_fold log value addr stats scoreboard metrics sources privs
 
 # 1 settings: all mistakes at once, a sandboxed Lua file to plain data, plain data to a checked configuration
 SETTINGS = problems confread_lines confread_value confread option config_schema config_dump config_tls config
@@ -23,17 +23,17 @@ REACTOR  = loop timer sig guard
 WIRE     = sock sockfile bus adopt tls proxyproto conn_input conn_output conn file tls_filter udp
 
 # 4 sources: what produces connections
-SOURCES  = resolver activation preface listener connector relay watch process channel
+SOURCES  = resolver legacy activation preface listener connector relay watch process channel channel_hub store
 
 # 5 lua: the door into the scripts, one binding a file
-LUA      = lua_vm lua_arg lua_plain lua_conn lua_channel lua_methods lua_relay lua_tls lua_file lua_handler lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal \
-           lua_process lua_sys lua_sandbox lua_core
+LUA      = lua_vm lua_arg lua_source lua_plain lua_conn lua_channel lua_shared lua_methods lua_relay lua_tls lua_file lua_handler \
+           lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal lua_process lua_sys lua_sandbox lua_core lua_eval
 
-# 6 service: configuration to listeners and handlers, generations, the service manager
-SERVICE  = notify pidfile spread runtime settings ports startup generation service run
+# 6 service: configuration to listeners and handlers, generations, the control socket, the service manager
+SERVICE  = notify pidfile upgrade spread command runtime settings ports generation report control startup service run
 
 # 7 main: options and subcommands
-MAIN     = main
+MAIN     = ctl main
 
 LAYERS   = GROUND SETTINGS REACTOR WIRE SOURCES LUA SERVICE MAIN
 # ---------------------------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ TESTSYS = build/tests/testsys.so
 
 # Compiler and libraries.
 CC        = gcc
-LIBRARIES = lua5.4 libevent_core libcares libsystemd jansson libssl libcrypto msgpack
+LIBRARIES = lua5.4 libevent_core libcares libsystemd jansson libssl libcrypto msgpack lmdb
 WARNINGS  = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 -Wvla -Wpointer-arith
 DEFINES   = -D_GNU_SOURCE -DVERSION='"$(VERSION)"' -DREACTORD_LIBDIR='"$(PREFIX)/share/reactord/handlers"' \
             -DREACTORD_CONF='"$(SYSCONFDIR)/reactord/reactord.conf"'
@@ -68,7 +68,7 @@ LIBS        := $(LIBS)
 
 # Debian 12's packages: to build and try the daemon, to run the tests, to check the sources.
 RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stable-8+deb12u1 libc-ares-dev libsystemd-dev libssl-dev \
-                libjansson-dev libmsgpack-dev uthash-dev netcat-openbsd
+                libjansson-dev libmsgpack-dev liblmdb-dev uthash-dev netcat-openbsd
 TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd dnsmasq-base ruby-eventmachine \
                 lua-sec curl openssl haproxy
 FULL_PACKAGES = $(TEST_PACKAGES) testssl.sh bsdextrautils dnsutils
@@ -208,6 +208,7 @@ install: all install-files
 install-files:
 	install -d $(BIN) $(SHARE)/handlers $(CONF) $(LIB)/systemd/system $(LIB)/sysusers.d $(LIB)/tmpfiles.d
 	install -m 755 $(BUILD)/reactord $(BIN)/reactord
+	ln -sf reactord $(BIN)/reactorctl
 	cd handlers && for file in $(HANDLERS); do install -D -m 644 $$file $(abspath $(SHARE))/handlers/$$file || exit 1; done
 	sed 's|@PREFIX@|$(PREFIX)|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g' systemd/reactord.service > $(LIB)/systemd/system/reactord.service
 	chmod 644 $(LIB)/systemd/system/reactord.service
@@ -218,7 +219,7 @@ install-files:
 
 # What install put there; a configuration that was changed since stays, and so do files that are not ours.
 uninstall:
-	rm -f $(BIN)/reactord $(LIB)/systemd/system/reactord.service $(LIB)/sysusers.d/reactord.conf $(LIB)/tmpfiles.d/reactord.conf
+	rm -f $(BIN)/reactord $(BIN)/reactorctl $(LIB)/systemd/system/reactord.service $(LIB)/sysusers.d/reactord.conf $(LIB)/tmpfiles.d/reactord.conf
 	rm -f $(addprefix $(SHARE)/handlers/,$(HANDLERS))
 	-@find $(SHARE) -depth -type d -empty -delete 2>/dev/null
 	@if [ -e $(CONF)/reactord.conf ]; then \

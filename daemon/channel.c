@@ -6,9 +6,11 @@
 #include <uthash.h>
 #include <utlist.h>
 
+#include "log.h"
 #include "mem.h"
 
-#define TURN_NS 10000000u /* time for delivering in one turn; what is left goes in the next */
+#define TURN_NS 10000000u         /* time for delivering in one turn; what is left goes in the next */
+#define MISSED_LOG_NS 1000000000u /* between two lines about what was lost */
 
 /* A name that somebody listens to. */
 struct channel {
@@ -24,9 +26,10 @@ struct channels {
 	struct channel *channels; /* uthash, by name */
 	struct channel_message *first, *last;
 	uint64_t last_number;
-	uint64_t queued, limit; /* bytes */
-	bool (*forward)(void *data, const struct channel_message *m);
-	void *forward_data;
+	uint64_t queued, limit;  /* bytes */
+	struct bus *bus;         /* to the other processes; NULL: there are none */
+	uint64_t missed;         /* messages of others that found no room, not logged yet */
+	uint64_t missed_told_ns; /* when the last were */
 };
 
 /* What a message counts for in the queue. */
@@ -116,13 +119,6 @@ void channels_set_limit(struct channels *cs, uint64_t bytes)
 	cs->limit = bytes;
 }
 
-/* Sets who takes messages to other processes. */
-void channels_set_forward(struct channels *cs, bool (*forward)(void *data, const struct channel_message *m), void *data)
-{
-	cs->forward = forward;
-	cs->forward_data = data;
-}
-
 /* Begins to listen. */
 void channels_join(struct channels *cs, const char *name, size_t name_length, struct channel_listener *l)
 {
@@ -190,12 +186,31 @@ static void queue(struct channels *cs, const struct channel_message *from)
 	loop_wake(cs->loop);
 }
 
-/* Pushes for all processes. One message has always room where none waits. */
+/* Is there room for a message? For one always, where none waits. */
+static bool has_room(const struct channels *cs, const struct channel_message *m)
+{
+	return !cs->first || cs->queued + weight(m) <= cs->limit;
+}
+
+/* Sends a message to the other processes. */
+static bool forward(struct channels *cs, const struct channel_message *m)
+{
+	char *bytes = mem_alloc(1 + m->name_length + m->length);
+
+	bytes[0] = (char)m->name_length;
+	memcpy(bytes + 1, m->name, m->name_length);
+	memcpy(bytes + 1 + m->name_length, m->bytes, m->length);
+	bool sent = bus_send(cs->bus, BUS_CHANNEL, bytes, 1 + m->name_length + m->length, NULL, 0);
+	free(bytes);
+	return sent;
+}
+
+/* Pushes for all processes. */
 bool channels_push(struct channels *cs, const char *name, size_t name_length, char *bytes, size_t length)
 {
 	struct channel_message m = {.name = (char *)name, .name_length = name_length, .bytes = bytes, .length = length};
 
-	if ((cs->first && cs->queued + weight(&m) > cs->limit) || (cs->forward && !cs->forward(cs->forward_data, &m))) {
+	if (!has_room(cs, &m) || (cs->bus && !forward(cs, &m))) {
 		cs->loop->stats->messages_refused++;
 		free(bytes);
 		return false;
@@ -205,10 +220,52 @@ bool channels_push(struct channels *cs, const char *name, size_t name_length, ch
 	return true;
 }
 
-/* Takes what another process has pushed. */
-void channels_receive(struct channels *cs, const char *name, size_t name_length, char *bytes, size_t length)
+/* Counts messages of others that are lost for this process; says so at most once a second. */
+static void miss(struct channels *cs, uint64_t count)
 {
-	queue(cs, &(struct channel_message){.name = (char *)name, .name_length = name_length, .bytes = bytes, .length = length});
+	uint64_t now_ns = loop_now(cs->loop);
+
+	cs->loop->stats->messages_missed += count;
+	cs->missed += count;
+	if (cs->missed_told_ns && now_ns - cs->missed_told_ns < MISSED_LOG_NS)
+		return;
+	log_warn("named channels: this process is too slow, %llu message(s) of others have not reached it", (unsigned long long)cs->missed);
+	cs->missed = 0;
+	cs->missed_told_ns = now_ns;
+}
+
+/* Takes what another process has pushed. */
+static void on_bus(void *data, const struct bus_message *message)
+{
+	struct channels *cs = data;
+	size_t name_length = message->length ? (unsigned char)message->bytes[0] : 0, lead = 1 + name_length;
+	uint64_t lost;
+
+	if (message->length == lead + sizeof lost && !name_length) {
+		memcpy(&lost, message->bytes + lead, sizeof lost);
+		miss(cs, lost);
+	}
+	if (!name_length || message->length < lead)
+		return;
+	struct channel_message m = {.name = (char *)message->bytes + 1, .name_length = name_length, .length = message->length - lead};
+	if (!find(cs, m.name, m.name_length))
+		return;
+	if (!has_room(cs, &m)) {
+		miss(cs, 1);
+		return;
+	}
+	m.bytes = memcpy(mem_alloc(m.length + 1), message->bytes + lead, m.length);
+	queue(cs, &m);
+}
+
+/* Joins the other processes. */
+void channels_link(struct channels *cs, struct bus *bus)
+{
+	if (cs->bus)
+		bus_on(cs->bus, BUS_CHANNEL, NULL, NULL);
+	cs->bus = bus;
+	if (bus)
+		bus_on(bus, BUS_CHANNEL, on_bus, cs);
 }
 
 /* The last message's number. */

@@ -5,6 +5,7 @@
 #include "config.h"
 
 #include <ctype.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -175,8 +176,8 @@ static void check_given(const struct place *at, const char *url, const struct va
 /* Reports options that make no sense for datagrams. */
 static void check_datagrams(const struct place *at, const char *url, const struct value *table)
 {
-	static const char *const senseless[] = {"backlog", "max_connections", "max_connections_per_address", "nodelay", "keepalive",
-	                                        "tls",     "proxy_protocol"};
+	static const char *const senseless[] = {
+		"backlog", "max_connections", "max_connections_per_address", "first_byte_timeout", "nodelay", "keepalive", "tls", "proxy_protocol"};
 
 	for (size_t i = 0; i < sizeof senseless / sizeof senseless[0]; i++)
 		if (given(table, senseless[i]))
@@ -309,7 +310,7 @@ static const struct option_def *find_override(const char *name)
 }
 
 /* How the options of log are called where there is no table around them. */
-static const char *const log_overrides[] = {"log_level", "log_format", "log_file"};
+static const char *const log_overrides[] = {"log_level", "log_format", "log_file", "log_repeats"};
 
 /* Applies the overrides in order. */
 static void apply_overrides(struct config *config, const struct override *overrides, size_t count, struct problems *problems)
@@ -488,6 +489,16 @@ struct config *config_load(const char *path, const struct override *overrides, s
 struct config *config_defaults(const struct override *overrides, size_t count, struct problems *problems)
 {
 	return finish(config_new(), overrides, count, problems, problems->count);
+}
+
+/* As many as there are cores that we may run on, if the file leaves it to us. */
+unsigned config_processes(const struct config *config)
+{
+	cpu_set_t cores;
+
+	if (config->processes)
+		return (unsigned)config->processes;
+	return sched_getaffinity(0, sizeof cores, &cores) == 0 && CPU_COUNT(&cores) > 0 ? (unsigned)CPU_COUNT(&cores) : 1;
 }
 
 /* Frees a config; NULL is fine. */

@@ -16,6 +16,7 @@
 #define COUNT(options) (sizeof(options) / sizeof((options)[0]))
 
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
+static const char *const own_log_levels[] = {"default", "error", "warn", "info", "debug", NULL};
 static const char *const log_formats[] = {"auto", "text", "journal", "json", NULL};
 
 static const struct option_def top[] = {
@@ -24,20 +25,32 @@ static const struct option_def top[] = {
 	{"user", OPTION_STRING, CONFIG(user), .fallback = "nil", .help = "User to become once all sockets are open, by name or number"},
 	{"group", OPTION_STRING, CONFIG(group), .fallback = "nil", .help = "Group to become, by name or number; the user's own if not given"},
 	{"pid_file", OPTION_PATH, CONFIG(pid_file), .fallback = "nil", .help = "File that holds the process id while the daemon runs"},
-	{"processes", OPTION_INTEGER, CONFIG(processes), .fallback = "1", .min = 1, .max = 1, .wanted = "1, as this version runs one process",
-     .help = "Reactor processes; this version runs one"},
+	{"control", OPTION_PATH, CONFIG(control), .fallback = "nil",
+     .help = "Unix socket for reactord ctl; /run/reactord/control.sock if not given, where that folder exists"},
+	{"control_eval", OPTION_BOOLEAN, CONFIG(control_eval), .fallback = "false", .reloadable = true,
+     .help = "Let reactord ctl eval run Lua among the handlers"},
+	{"processes", OPTION_INTEGER, CONFIG(processes), .fallback = "1", .min = 1, .max = 256, .automatic = true,
+     .help = "Processes that serve, each with a loop and handlers of its own; \"auto\" is one for each core"},
 	{"memory_limit", OPTION_SIZE, CONFIG(memory_limit), .fallback = "\"1 GiB\"", .min = 1048576, .max = BYTES_MAX, .reloadable = true,
      .help = "Memory that the handlers of one generation may take"},
 	{"max_queued", OPTION_SIZE, CONFIG(max_queued), .fallback = "\"1 GiB\"", .min = 65536, .max = BYTES_MAX, .reloadable = true,
      .help = "Unsent bytes of all connections together; over it the longest queue ends"},
 	{"channel_queue", OPTION_SIZE, CONFIG(channel_queue), .fallback = "\"16 MiB\"", .min = 65536, .max = BYTES_MAX, .reloadable = true,
      .help = "Messages on named channels that may wait in a process to be delivered; over it pushing is refused"},
+	{"shared_size", OPTION_SIZE, CONFIG(shared_size), .fallback = "\"16 MiB\"", .min = 65536, .max = BYTES_MAX,
+     .help = "What em.shared may hold, all names together"},
 	{"callback_time", OPTION_SECONDS, CONFIG(callback_time_ns), .fallback = "1", .max = SECONDS_MAX, .reloadable = true,
      .help = "Seconds after which a callback is stopped; 0 is never"},
+	{"slow_callback", OPTION_SECONDS, CONFIG(slow_callback_ns), .fallback = "0.1", .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds after which a callback is logged as slow, with the place where it was then; 0 is never"},
+	{"hang_timeout", OPTION_SECONDS, CONFIG(hang_timeout_ns), .fallback = "10", .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds beyond callback_time after which one of several processes that hangs is killed and replaced; 0 is never"},
 	{"drain_timeout", OPTION_SECONDS, CONFIG(drain_timeout_ns), .fallback = "30", .max = SECONDS_MAX, .reloadable = true,
      .help = "Seconds that connections have to end by themselves when the daemon stops"},
 	{"reload_timeout", OPTION_SECONDS, CONFIG(reload_timeout_ns), .fallback = "3600", .max = SECONDS_MAX, .reloadable = true,
      .help = "Seconds that connections may stay on old code after a reload"},
+	{"upgrade_timeout", OPTION_SECONDS, CONFIG(upgrade_timeout_ns), .fallback = "60", .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds that a new process has at an upgrade to get ready"},
 	{"generations", OPTION_INTEGER, CONFIG(generations), .fallback = "4", .min = 1, .max = 100, .reloadable = true,
      .help = "Generations of code that may live at once; beyond it the oldest ends"},
 	{"unsafe", OPTION_BOOLEAN, CONFIG(unsafe), .fallback = "false", .reloadable = true,
@@ -57,6 +70,8 @@ static const struct option_def logs[] = {
      .help = "How: \"text\", \"journal\", \"json\", or \"auto\" for journal under systemd and else text"},
 	{"file", OPTION_PATH, CONFIG(log_file), .fallback = "nil", .reloadable = true,
      .help = "Where to: a file that SIGUSR1 opens anew; standard error if not given"},
+	{"repeats", OPTION_INTEGER, CONFIG(log_repeats), .fallback = "10", .max = COUNT_MAX, .reloadable = true,
+     .help = "Lines in a second that say the same of one listener and handler; more are counted, and the count is logged. 0: no limit"},
 };
 
 /* What accepted and outgoing connections have in common. */
@@ -75,6 +90,13 @@ static const struct option_def logs[] = {
 	     .max = SECONDS_MAX,                                                                                \
 	     .reloadable = true,                                                                                \
 	     .help = "Seconds that a closing connection has to send what is queued and to see the peer's end"}, \
+		{"log_level",                                                                                       \
+	     OPTION_CHOICE,                                                                                     \
+	     MEMBER(structure, flow.log_level),                                                                 \
+	     .fallback = "\"default\"",                                                                         \
+	     .choices = own_log_levels,                                                                         \
+	     .reloadable = true,                                                                                \
+	     .help = "What is logged of its connections, as log.level, which is the default"},                  \
 		{"low_water",                                                                                       \
 	     OPTION_SIZE,                                                                                       \
 	     MEMBER(structure, flow.low_water),                                                                 \
@@ -117,6 +139,8 @@ static const struct option_def listens[] = {
      .help = "Open connections at which accepting pauses; 0 is no limit"},
 	{"max_connections_per_address", OPTION_INTEGER, MEMBER(listen_conf, max_connections_per_address), .fallback = "0", .max = COUNT_MAX,
      .reloadable = true, .help = "Open connections of one host over which a new one is closed; 0 is no limit"},
+	{"first_byte_timeout", OPTION_SECONDS, MEMBER(listen_conf, flow.first_byte_timeout_ns), .fallback = "0", .max = SECONDS_MAX,
+     .reloadable = true, .help = "Seconds after which a connection ends that has sent nothing yet; 0 is never"},
 	FLOW_OPTIONS(listen_conf),
 	{"reuse_port", OPTION_BOOLEAN, MEMBER(listen_conf, reuse_port), .fallback = "false", .reloadable = true,
      .help = "Share the address with other listeners that say so too (SO_REUSEPORT)"},
@@ -138,6 +162,8 @@ static const struct option_def connects[] = {
 	{"reconnect", OPTION_SECONDS, MEMBER(connect_conf, reconnect_ns), .present = offsetof(struct connect_conf, has_reconnect),
      .fallback = "nil", .min = 0.01, .max = SECONDS_MAX, .reloadable = true,
      .help = "Seconds after its end at which the connection is tried again; never if not given"},
+	{"each_process", OPTION_BOOLEAN, MEMBER(connect_conf, each_process), .fallback = "false", .reloadable = true,
+     .help = "With several processes: connect from each of them, not from the first alone"},
 	{"bind", OPTION_ADDRESS, MEMBER(connect_conf, bind), .fallback = "nil", .reloadable = true,
      .help = "Local address to connect from: \"host\" or \"host:port\", numeric"},
 	{"proxy_protocol", OPTION_CHOICE, MEMBER(connect_conf, proxy_protocol), .fallback = "\"none\"", .choices = proxy_versions,

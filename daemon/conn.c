@@ -61,14 +61,18 @@ static void on_idle(void *data)
 		timer_start_at(c->conns->loop, &c->idle, due);
 }
 
-/* The absolute limit of connecting or of a close after writing has passed. */
+/* The absolute limit of connecting, of the first byte, or of a close after writing has passed. */
 static void on_deadline(void *data)
 {
 	struct conn *c = data;
 
 	if (c->state == CONN_CONNECTING)
 		conn_end(c, "ETIMEDOUT", "connect timeout");
-	else if (c->state != CONN_ENDING)
+	else if (c->state == CONN_OPEN && (c->paused || c->held) && !c->heard) /* it might have sent something */
+		timer_start(c->conns->loop, &c->deadline, c->flow.first_byte_timeout_ns);
+	else if (c->state == CONN_OPEN && !c->heard && !c->eof)
+		conn_end(c, "ETIMEDOUT", "first byte timeout");
+	else if (c->state == CONN_FLUSHING || c->state == CONN_LINGERING)
 		conn_end(c, "ETIMEDOUT", "linger timeout");
 }
 
@@ -91,7 +95,7 @@ struct conn *conn_new(struct conns *conns, const struct flow *flow, const struct
 		c->next->previous = c;
 	conns->all = c;
 	conns->count++;
-	conns->loop->stats->connections = conns->count;
+	conns->stats->connections = conns->count;
 	return c;
 }
 
@@ -131,6 +135,8 @@ void conn_open(struct conn *c, int fd, const struct addr *peer)
 	}
 	if (c->flow.idle_timeout_ns)
 		conn_set_idle_timeout(c, c->flow.idle_timeout_ns);
+	if (c->flow.first_byte_timeout_ns && !c->transport)
+		timer_start(c->conns->loop, &c->deadline, c->flow.first_byte_timeout_ns);
 	if (c->filter)
 		c->filter->opened(c);
 	if (c->finishing) {
@@ -423,7 +429,7 @@ static void reap(struct conn *c)
 	}
 	bufferevent_setcb(c->bev, NULL, NULL, NULL, NULL);
 	conns->queued -= c->weight;
-	conns->loop->stats->bytes_queued = conns->queued;
+	conns->stats->bytes_queued = conns->queued;
 	bufferevent_free(c->bev);
 	if (c->adopted)
 		adopt_close(c->adopted);
@@ -438,8 +444,8 @@ static void reap(struct conn *c)
 	if (c->next)
 		c->next->previous = c->previous;
 	conns->count--;
-	conns->loop->stats->connections = conns->count;
-	conns->loop->stats->connections_closed++;
+	conns->stats->connections = conns->count;
+	conns->stats->connections_closed++;
 	free(c->end_text);
 	free(c->local);
 	free(c);
@@ -478,12 +484,19 @@ struct conns *conns_new(struct loop *loop, size_t max_queued)
 	struct conns *conns = mem_zalloc(sizeof *conns);
 
 	conns->loop = loop;
+	conns->stats = loop->stats;
 	conns->max_queued = max_queued;
 	conns->dirty_end = &conns->dirty;
 	conns->ending_end = &conns->ending;
 	conns->at_end = (struct loop_hook){.run = at_end, .data = conns};
 	loop_hook_add(loop, STAGE_END, &conns->at_end);
 	return conns;
+}
+
+/* Process 2 of 3 has 2, 5, 8 and so on. */
+uint64_t conns_signature(struct conns *conns)
+{
+	return conns->signatures++ * conns->loop->processes + conns->loop->process;
 }
 
 /* Frees an empty set. */

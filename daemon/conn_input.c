@@ -80,6 +80,7 @@ size_t conn_deliver(struct conn *c, const char *bytes, size_t length)
 {
 	size_t done = 0;
 
+	c->heard = true;
 	while (done < length && c->state == CONN_OPEN && !c->finishing) {
 		if (c->paused)
 			return done;
@@ -167,7 +168,7 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 	if (n > 0) {
 		c->last_io_ns = loop_now(loop);
 		c->bytes_in += (uint64_t)n;
-		loop->stats->bytes_in += (uint64_t)n;
+		c->conns->stats->bytes_in += (uint64_t)n;
 		if (c->filter && c->state != CONN_LINGERING)
 			c->filter->input(c, loop->buffer, (size_t)n);
 		else

@@ -38,7 +38,7 @@ void conn_account(struct conn *c)
 	conns->queued = conns->queued - c->weight + (now - c->weightless);
 	c->queued = now;
 	c->weight = now - c->weightless;
-	conns->loop->stats->bytes_queued = conns->queued;
+	conns->stats->bytes_queued = conns->queued;
 }
 
 /* Sends FIN once, when it was asked for and all is written; a filter has its last word before it. Whoever waited for that goes on. With both
@@ -209,7 +209,7 @@ static void wrote(struct conn *c)
 
 	if (n) {
 		c->bytes_out += n;
-		conns->loop->stats->bytes_out += n;
+		conns->stats->bytes_out += n;
 		c->last_io_ns = loop_now(conns->loop);
 	}
 	settle_sources(c, c->bytes_out - n);
@@ -316,7 +316,7 @@ void conn_transport_queued(struct conn *c, size_t bytes, size_t items)
 
 	conns->queued = conns->queued - c->weight + bytes;
 	c->weight = bytes;
-	conns->loop->stats->bytes_queued = conns->queued;
+	conns->stats->bytes_queued = conns->queued;
 	c->queued = bytes;
 	c->wire_queued = items;
 }
@@ -420,7 +420,7 @@ static void enforce_max_queued(struct conns *conns)
 		if (c->state != CONN_ENDING && (!longest || c->weight > longest->weight))
 			longest = c;
 	if (longest) {
-		conns->loop->stats->limits_met++;
+		conns->stats->limits_met++;
 		conn_end(longest, "ELIMIT", "outbound limit of the process");
 	}
 }
@@ -451,7 +451,7 @@ static enum send_result queue(struct conn *c, const void *bytes, size_t length, 
 	if (length == 0)
 		return c->queued > c->flow.high_water ? SEND_FULL : SEND_OK;
 	if (length > most || c->weight > most - length) {
-		conns->loop->stats->limits_met++;
+		conns->stats->limits_met++;
 		conn_end(c, "ELIMIT", "outbound limit");
 		return SEND_CLOSED;
 	}
@@ -468,7 +468,7 @@ static enum send_result queue(struct conn *c, const void *bytes, size_t length, 
 	else if (!c->filter)
 		c->wire_queued += length;
 	conns->queued += length;
-	conns->loop->stats->bytes_queued = conns->queued;
+	conns->stats->bytes_queued = conns->queued;
 	if (!c->writing)
 		conn_mark_dirty(c);
 	if (conns->queued > conns->max_queued) {
@@ -536,7 +536,7 @@ void conn_flush_now(struct conn *c)
 	evbuffer_freeze(c->output, 1);
 	if (n > 0) {
 		c->bytes_out += (uint64_t)n;
-		c->conns->loop->stats->bytes_out += (uint64_t)n;
+		c->conns->stats->bytes_out += (uint64_t)n;
 	}
 	conn_account(c);
 }

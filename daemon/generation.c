@@ -207,7 +207,7 @@ static void on_limit(void *data)
 static const struct spread_events last_days = {.count = count_alive, .end_some = end_some, .on_limit = on_limit};
 
 /* Builds a generation completely. */
-struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, uint64_t number, bool is_script,
+struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, struct sources *sources, uint64_t number, bool is_script,
                                   const struct vm_host *host, void *host_data, struct problems *problems)
 {
 	struct generation *g = mem_zalloc(sizeof *g);
@@ -218,10 +218,12 @@ struct generation *generation_new(struct runtime *runtime, struct shared_config 
 	g->number = number;
 	g->shared = shared;
 	g->config = shared->config;
+	g->sources = sources_ref(sources);
 	shared->users++;
 	spread_init(&g->last_days, runtime->loop, &last_days, g);
 	struct vm_options options = runtime_vm_options(runtime, g->config, host, host_data);
 	options.generation = number;
+	options.sources = sources;
 	options.is_script = is_script;
 	g->vm = core_new(&options, &why);
 	if (!g->vm) {
@@ -266,6 +268,7 @@ void generation_free(struct generation *g)
 	free(g->receivers);
 	free(g->dialers);
 	shared_config_release(g->shared);
+	sources_unref(g->sources);
 	g->runtime->stats->generations--;
 	free(g);
 }
@@ -312,9 +315,11 @@ void generation_start(struct generation *g, struct generation *before)
 	for (size_t i = 0; i < g->config->listen_count; i++)
 		if (g->config->listens[i].url.scheme == SCHEME_UDP)
 			receive(&g->receivers[i]);
-	for (size_t i = 0; i < g->config->connect_count; i++)
-		if (!take_over(&g->dialers[i], before))
+	for (size_t i = 0; i < g->config->connect_count; i++) {
+		g->dialers[i].stopped = g->runtime->loop->process > 1 && !g->config->connects[i].each_process; /* the first process has it */
+		if (!g->dialers[i].stopped && !take_over(&g->dialers[i], before))
 			dial(&g->dialers[i]);
+	}
 }
 
 /* Dials no more. */

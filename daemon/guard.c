@@ -2,6 +2,7 @@
 #include "guard.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,8 +30,12 @@ static void on_tick(int signo, siginfo_t *info, void *context)
 		if (g->serial != g->seen_serial) {
 			g->seen_serial = g->serial;
 			g->seen_ticks = 0;
-		} else if (++g->seen_ticks == GUARD_TICKS) {
-			g->on_overrun(g->subject);
+		} else {
+			int ticks = ++g->seen_ticks;
+			if (ticks == g->slow_ticks)
+				g->on_slow(g->subject);
+			if (ticks == g->overrun_ticks)
+				g->on_overrun(g->subject);
 		}
 		guard_arm(g);
 	}
@@ -38,13 +43,14 @@ static void on_tick(int signo, siginfo_t *info, void *context)
 }
 
 /* Makes the timer, aimed at the calling thread: only there may a hook be set into the running Lua. */
-struct guard *guard_new(void (*on_overrun)(void *subject))
+struct guard *guard_new(void (*on_slow)(void *subject), void (*on_overrun)(void *subject))
 {
 	struct guard *g = mem_zalloc(sizeof *g);
 	struct sigaction action = {.sa_sigaction = on_tick, .sa_flags = SA_SIGINFO | SA_RESTART};
 	struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = guard_signal(), .sigev_value.sival_ptr = g};
 
 	event._sigev_un._tid = gettid();
+	g->on_slow = on_slow;
 	g->on_overrun = on_overrun;
 	sigemptyset(&action.sa_mask);
 	if (sigaction(guard_signal(), &action, NULL) < 0 || timer_create(CLOCK_MONOTONIC, &event, &g->timer) < 0) {
@@ -66,12 +72,25 @@ void guard_free(struct guard *g)
 	free(g);
 }
 
-/* Changes the limit, from the next tick on. */
-void guard_set_limit(struct guard *g, uint64_t limit_ns)
+/* How many ticks make up a limit, rounded up. */
+static int ticks_of(uint64_t limit_ns, uint64_t tick_ns)
 {
-	if (limit_ns && limit_ns < GUARD_MIN_NS)
-		limit_ns = GUARD_MIN_NS;
-	g->tick_ns = limit_ns / GUARD_TICKS;
+	uint64_t ticks = tick_ns ? (limit_ns + tick_ns - 1) / tick_ns : 0;
+
+	return ticks < INT_MAX ? (int)ticks : INT_MAX;
+}
+
+/* Changes the limits, from the next tick on. */
+void guard_set_limits(struct guard *g, uint64_t slow_ns, uint64_t overrun_ns)
+{
+	if (overrun_ns && slow_ns >= overrun_ns)
+		slow_ns = 0;
+	uint64_t shorter_ns = slow_ns ? slow_ns : overrun_ns;
+	if (shorter_ns && shorter_ns < GUARD_MIN_NS)
+		shorter_ns = GUARD_MIN_NS;
+	g->tick_ns = shorter_ns / GUARD_TICKS;
+	g->slow_ticks = ticks_of(slow_ns, g->tick_ns);
+	g->overrun_ticks = ticks_of(overrun_ns, g->tick_ns);
 }
 
 /* One tick from now; async-signal-safe. */

@@ -14,6 +14,7 @@
 
 #include "activation.h"
 #include "conn.h"
+#include "legacy.h"
 #include "log.h"
 #include "mem.h"
 #include "resolver.h"
@@ -45,7 +46,7 @@ static bool address_key(const struct addr *peer, struct in6_addr *key)
 static void watch(struct listener *l)
 {
 	bool full = l->max_connections && l->live >= l->max_connections;
-	bool want = l->fd >= 0 && !l->datagrams && !l->paused && !l->starved && !full;
+	bool want = l->fd >= 0 && !l->datagrams && !l->paused && !l->retired && !l->starved && !full;
 
 	if (want == l->watched)
 		return;
@@ -69,10 +70,10 @@ static void starve(struct listener *l, int error)
 	uint64_t now = loop_now(l->loop);
 
 	l->starved = true;
-	l->loop->stats->accept_pauses++;
+	l->stats->accept_pauses++;
 	if (!l->told_ns || now - l->told_ns >= 1000000000u) {
 		l->told_ns = now;
-		log_event(LEVEL_WARN, &(struct log_context){.listener = l->name}, "accepting pauses: %s", errno_text(error));
+		log_event(LEVEL_WARN, &(struct log_context){.listener = l->name, .level = l->log_level}, "accepting pauses: %s", errno_text(error));
 	}
 	timer_start(l->loop, &l->retry, LISTENER_RETRY_NS);
 	watch(l);
@@ -129,7 +130,7 @@ static void admit(struct listener *l, int fd, const struct addr *peer, const str
 	if (count_address(l, listener_client(l, peer))) {
 		l->on_accept(l, fd, peer);
 	} else {
-		l->loop->stats->connections_refused++;
+		l->stats->connections_refused++;
 		l->live--;
 		close(fd);
 	}
@@ -166,9 +167,10 @@ static void on_no_header(void *data, int fd, const struct addr *peer, const char
 
 	close(fd);
 	l->live--;
-	l->loop->stats->proxy_headers_refused += why != NULL;
+	l->stats->proxy_headers_refused += why != NULL;
 	if (why)
-		log_event(LEVEL_INFO, &(struct log_context){.listener = l->name, .peer = addr_format(peer, text)}, "PROXY header refused: %s", why);
+		log_event(LEVEL_INFO, &(struct log_context){.listener = l->name, .peer = addr_format(peer, text), .level = l->log_level},
+		          "PROXY header refused: %s", why);
 	if (l->fd >= 0)
 		watch(l);
 }
@@ -190,7 +192,7 @@ static void on_acceptable(evutil_socket_t fd, short what, void *data)
 				starve(l, errno); /* whatever it is, trying again at once would not mend it */
 			break;
 		}
-		l->loop->stats->connections_accepted++;
+		l->stats->connections_accepted++;
 		l->live++;
 		if (!l->proxy_count)
 			admit(l, client, &peer, NULL);
@@ -305,6 +307,7 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 	struct listener *l = mem_zalloc(sizeof *l);
 
 	l->loop = loop;
+	l->stats = loop->stats;
 	l->fd = fd;
 	l->datagrams = conf->url.scheme == SCHEME_UDP;
 	/* a socket that several processes accept on is shared one by one */
@@ -316,12 +319,17 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 	l->label = scorer_label(loop->scorer, l->name);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
+	l->log_level = conf->flow.log_level;
 	l->on_accept = on_accept;
 	l->user = user;
 	l->prefaces = (struct prefaces){.loop = loop, .on_header = on_header, .on_failure = on_no_header, .data = l};
 	set_proxies(l, conf);
 	timer_init(&l->retry, on_retry, l);
-	loop->stats->listeners++;
+	l->stats->listeners++;
+	l->next = loop->listeners;
+	if (l->next)
+		l->next->previous = l;
+	loop->listeners = l;
 	l->event = event_new(loop->base, fd, EV_READ | EV_PERSIST, on_acceptable, l);
 	if (!l->event)
 		abort();
@@ -342,14 +350,18 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 {
 	struct activation_socket *given = NULL;
 	struct sockfile file = {0};
-	int fd = conf->url.scheme == SCHEME_FD ? take_given(loop, conf, &given, why) : listener_bind(conf, &file, why);
+	int fd = legacy_take(loop->legacy, LEGACY_LISTENER, conf->url_text, &file);
+	bool inherited = fd >= 0;
 
+	if (!inherited)
+		fd = conf->url.scheme == SCHEME_FD ? take_given(loop, conf, &given, why) : listener_bind(conf, &file, why);
 	if (fd < 0)
 		return NULL;
 	struct listener *l = make_listener(loop, conf, fd, on_accept, user, why);
 	if (l) {
 		l->given = given;
 		l->file = file;
+		l->inherited = inherited;
 		return l;
 	}
 	(void)!sockfile_remove(&file);
@@ -384,12 +396,45 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 {
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
+	l->inherited = false;
+	l->log_level = conf->flow.log_level;
 	set_proxies(l, conf);
 	if (!l->datagrams && !l->given && listen(l->fd, conf->backlog) < 0)
 		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
 	if (conf->mode >= 0)
 		change_mode(l, (mode_t)conf->mode);
 	watch(l);
+}
+
+/* Leaves it. */
+void listener_leave(struct listener *l, struct legacy *legacy)
+{
+	if (l->given || l->fd < 0)
+		return;
+	l->left = true;
+	legacy_leave(legacy, LEGACY_LISTENER, l->url, l->fd, &l->file);
+}
+
+/* Keeps it. */
+void listener_keep(struct listener *l)
+{
+	l->left = false;
+}
+
+/* Retires it. */
+bool listener_retire(struct listener *l)
+{
+	l->retired = true;
+	watch(l);
+	return !l->prefaces.all;
+}
+
+/* Moves it to another table of counters. */
+void listener_count(struct listener *l, struct stats *stats)
+{
+	l->stats->listeners--;
+	l->stats = stats;
+	l->stats->listeners++;
 }
 
 /* Leaves newcomers in the backlog. */
@@ -431,11 +476,19 @@ void listener_close(struct listener *l)
 {
 	if (l->fd < 0)
 		return;
-	l->loop->stats->listeners--;
+	l->stats->listeners--;
+	if (l->previous)
+		l->previous->next = l->next;
+	else
+		l->loop->listeners = l->next;
+	if (l->next)
+		l->next->previous = l->previous;
 	l->watched = false;
 	event_free(l->event);
 	timer_stop(l->loop, &l->retry);
-	if (sockfile_remove(&l->file) < 0)
+	if (l->left || l->inherited) /* somebody else's now, or still */
+		sockfile_forget(&l->file);
+	else if (sockfile_remove(&l->file) < 0)
 		log_warn("listen %s: cannot remove the socket file: %s", l->name, errno_text(errno));
 	close(l->fd);
 	if (l->given)

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/openat2.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,9 +16,12 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "log_fold.h"
+#include "log_line.h"
 #include "mem.h"
 
 #define PATIENCE_MS 200 /* how long an event may wait for a reader that was reading until now */
@@ -29,19 +33,19 @@ static struct {
 	char *path;             /* NULL: standard error */
 	int fd;
 	bool is_socket, is_pipe;
-	bool stalled;  /* the last event found no reader: do not wait for it again */
-	bool torn;     /* the last line was cut off: begin with a line break */
-	uint64_t lost; /* events dropped since the last one that was written */
+	unsigned process;         /* 0: the only one, which goes without saying */
+	bool stalled;             /* the last event found no reader: do not wait for it again */
+	bool torn;                /* the last line was cut off: begin with a line break */
+	uint64_t lost;            /* events dropped since the last one that was written */
+	uint32_t repeats;         /* events of a kind that are written in a second; 0: all */
+	struct log_fold fold;     /* counts those that are not */
+	uint64_t folding_ns;      /* since when there are counts to be told, 0: there are none */
+	pid_t folding_pid;        /* whose they are: a fork does not tell its parent's */
+	void (*wake)(void *data); /* asks for log_tell_repeats in a second */
+	void *wake_data;
 } log_state = {.level = LEVEL_INFO, .format = FORMAT_TEXT, .fd = STDERR_FILENO};
 
-/* A line under construction. */
-struct line {
-	char *bytes;
-	size_t length, size;
-};
-
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
-static const int level_priorities[] = {3, 4, 6, 7}; /* syslog's */
 
 /* Whether standard error is connected to the journal: systemd then says so by device and inode. */
 static bool is_journal(void)
@@ -55,10 +59,35 @@ static bool is_journal(void)
 	return st.st_dev == device && st.st_ino == inode;
 }
 
-/* Opens a log file for appending; -1 with errno. Never waits for the reader of a FIFO. */
-static int open_file(const char *path)
+/*
+ * Opens a log file for appending; -1 with a reason (caller frees). Never waits for the reader of a FIFO. Root follows no link, at the path's
+ * end or on the way, but those of the system in /dev: who may write in a folder of it could have it append to any file.
+ */
+static int open_file(const char *path, char **why)
 {
-	return open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
+	struct open_how how = {.flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, .mode = 0640};
+	bool wary = geteuid() == 0 && strncmp(path, "/dev/", 5) != 0;
+	struct stat st;
+	int fd = -1;
+
+	if (wary) {
+		how.resolve = RESOLVE_NO_SYMLINKS;
+		fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+	}
+	if (!wary || (fd < 0 && (errno == ENOSYS || errno == EPERM)))
+		fd = open(path, (int)how.flags | (wary ? O_NOFOLLOW : 0), (mode_t)how.mode);
+	if (wary && fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_nlink > 1) {
+		close(fd);
+		fd = -1;
+		errno = EMLINK;
+	}
+	if (fd < 0)
+		*why = mem_printf("%s%s", strerror(errno),
+		                  !wary             ? ""
+		                  : errno == ELOOP  ? ": there is a symbolic link in this path, which root does not follow here"
+		                  : errno == EMLINK ? ": the file has several names, of which root trusts none"
+		                                    : "");
+	return fd;
 }
 
 /* Takes a descriptor as the log's. */
@@ -76,14 +105,17 @@ static void use(int fd)
 bool log_open(enum log_level level, enum log_format format, const char *path, char **why)
 {
 	bool same = path && log_state.path && strcmp(path, log_state.path) == 0;
-	int fd = same ? log_state.fd : path ? open_file(path) : STDERR_FILENO;
+	char *reason = NULL;
+	int fd = same ? log_state.fd : path ? open_file(path, &reason) : STDERR_FILENO;
 
 	if (fd < 0) {
-		*why = mem_printf("cannot open log file %s: %s", path, strerror(errno));
+		*why = mem_printf("cannot open log file %s: %s", path, reason);
+		free(reason);
 		return false;
 	}
 	if (!same)
 		log_close();
+	log_tell_repeats();
 	log_state.level = level;
 	log_state.format = format != FORMAT_AUTO ? format : !path && is_journal() ? FORMAT_JOURNAL : FORMAT_TEXT;
 	if (same)
@@ -112,11 +144,14 @@ void log_give(uid_t uid, gid_t gid)
 void log_reopen(void)
 {
 	int saved = errno, fd;
+	char *why = NULL;
 
 	if (log_state.path) {
-		fd = open_file(log_state.path);
+		log_tell_repeats();
+		fd = open_file(log_state.path, &why);
 		if (fd < 0) {
-			log_error("cannot reopen log file %s: %s", log_state.path, strerror(errno));
+			log_error("cannot reopen log file %s: %s", log_state.path, why);
+			free(why);
 		} else {
 			close(log_state.fd);
 			use(fd);
@@ -128,6 +163,8 @@ void log_reopen(void)
 /* Closes the log file; what comes later goes to standard error. */
 void log_close(void)
 {
+	log_tell_repeats();
+	log_fold_clear(&log_state.fold);
 	if (log_state.path)
 		close(log_state.fd);
 	free(log_state.path);
@@ -163,174 +200,6 @@ bool log_level_parse(const char *name, enum log_level *level)
 		}
 	}
 	return false;
-}
-
-/* Appends bytes to a line. */
-static void put(struct line *line, const char *bytes, size_t length)
-{
-	if (line->size - line->length < length) {
-		line->size = (line->length + length) * 2;
-		line->bytes = mem_realloc(line->bytes, line->size);
-	}
-	memcpy(line->bytes + line->length, bytes, length);
-	line->length += length;
-}
-
-/* Appends a string to a line. */
-static void put_text(struct line *line, const char *text)
-{
-	put(line, text, strlen(text));
-}
-
-/* The length of the well-formed UTF-8 sequence at text, 0 if there is none. */
-static size_t utf8_length(const char *text)
-{
-	const unsigned char *s = (const unsigned char *)text;
-	size_t length = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
-
-	for (size_t i = 1; i < length; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] >= 0xa0) || (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] >= 0x90))
-		return 0; /* overlong, surrogate, or beyond Unicode */
-	return length;
-}
-
-/* Appends text as a JSON string. A byte that is not UTF-8 becomes U+FFFD: what peers send must not break the reader of the log. */
-static void put_json(struct line *line, const char *text)
-{
-	put(line, "\"", 1);
-	while (*text) {
-		size_t length = utf8_length(text);
-		char escape[8];
-
-		if (length == 0) {
-			put_text(line, "\\ufffd");
-			text++;
-		} else if (*text == '"' || *text == '\\') {
-			put(line, "\\", 1);
-			put(line, text++, 1);
-		} else if (*text == '\n') {
-			put_text(line, "\\n");
-			text++;
-		} else if ((unsigned char)*text < 0x20 || *text == 0x7f) {
-			snprintf(escape, sizeof escape, "\\u%04x", (unsigned)*text++);
-			put_text(line, escape);
-		} else {
-			put(line, text, length);
-			text += length;
-		}
-	}
-	put(line, "\"", 1);
-}
-
-/* Appends up to length bytes with control characters, those beyond ASCII too (U+0080 to U+009F), and what is not UTF-8 spelled out: a
- * peer must neither forge lines nor reach the terminal. */
-static void put_plain(struct line *line, const char *text, size_t length)
-{
-	for (size_t i = 0; i < length;) {
-		unsigned char byte = (unsigned char)text[i];
-		size_t n = utf8_length(&text[i]);
-		bool control = byte < 0x20 || byte == 0x7f || (byte == 0xc2 && (unsigned char)text[i + 1] < 0xa0);
-		char escape[8];
-
-		if (n > 0 && (!control || byte == '\t')) {
-			put(line, &text[i], n);
-			i += n;
-		} else {
-			snprintf(escape, sizeof escape, byte == '\n' ? "\\n" : "\\x%02x", byte);
-			put_text(line, escape);
-			i++;
-		}
-	}
-}
-
-/* The fields of a context in the order in which they are written. */
-static void put_context(struct line *line, const struct log_context *context, bool json)
-{
-	const char *const names[] = {"listener", "peer", "handler", "callback", "source"};
-	const char *const values[] = {context->listener, context->peer, context->handler, context->callback, context->source};
-	const char *before = " [";
-	char number[32];
-
-	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-		if (!values[i])
-			continue;
-		put_text(line, json ? ",\"" : before);
-		put_text(line, names[i]);
-		put_text(line, json ? "\":" : "=");
-		if (json)
-			put_json(line, values[i]);
-		else
-			put_plain(line, values[i], strlen(values[i]));
-		before = " ";
-	}
-	if (context->connection != 0) {
-		put_text(line, json ? "," : before);
-		snprintf(number, sizeof number, json ? "\"connection\":%" PRIu64 : "connection=%" PRIu64, context->connection);
-		put_text(line, number);
-		before = " ";
-	}
-	if (!json && before[1] == '\0')
-		put(line, "]", 1);
-}
-
-/* The time of day in UTC with milliseconds. */
-static void put_time(struct line *line)
-{
-	struct timespec now;
-	struct tm tm;
-	char text[64];
-	size_t length;
-
-	clock_gettime(CLOCK_REALTIME, &now);
-	gmtime_r(&now.tv_sec, &tm);
-	length = strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &tm);
-	snprintf(text + length, sizeof text - length, ".%03dZ", (int)(now.tv_nsec / 1000000));
-	put_text(line, text);
-}
-
-/* Makes the one line of an event in JSON. */
-static void make_json(struct line *line, enum log_level level, const struct log_context *context, const char *message)
-{
-	put_text(line, "{\"time\":\"");
-	put_time(line);
-	put_text(line, "\",\"level\":\"");
-	put_text(line, level_names[level]);
-	put_text(line, "\",\"message\":");
-	put_json(line, message);
-	if (context)
-		put_context(line, context, true);
-	put_text(line, "}\n");
-}
-
-/* Makes the text of an event. The fields end its first line; each further line of the message begins with a tab, or with the
- * priority again for the journal, which takes lines one by one. */
-static void make_text(struct line *line, enum log_level level, const struct log_context *context, const char *message)
-{
-	char lead[8] = "\t";
-
-	if (log_state.format == FORMAT_JOURNAL) {
-		snprintf(lead, sizeof lead, "<%d>", level_priorities[level]);
-		put_text(line, lead);
-	} else {
-		put_time(line);
-		put(line, " ", 1);
-		put_text(line, level_names[level]);
-		put(line, " ", 1);
-	}
-	for (bool first = true;; first = false) {
-		size_t length = strcspn(message, "\n");
-
-		put_plain(line, message, length);
-		if (first && context)
-			put_context(line, context, false);
-		put(line, "\n", 1);
-		message += length;
-		if (*message == '\0' || *++message == '\0')
-			break;
-		put_text(line, lead);
-	}
 }
 
 /* One attempt to write. A blocking pipe takes PIPE_BUF bytes without waiting once poll calls it writable, but not always more. */
@@ -377,44 +246,125 @@ static bool write_all(const char *bytes, size_t length)
 /* Says how many events were lost, as soon as something can be written again. */
 static bool report_lost(void)
 {
-	struct line line = {0};
+	struct log_line line = {0};
 	char message[64];
 	bool written;
 
 	if (log_state.torn)
-		put(&line, "\n", 1);
+		line = (struct log_line){.bytes = mem_strdup("\n"), .length = 1, .size = 1};
 	snprintf(message, sizeof message, "log: %" PRIu64 " events were lost: they could not be written", log_state.lost);
-	if (log_state.format == FORMAT_JSON)
-		make_json(&line, LEVEL_WARN, NULL, message);
-	else
-		make_text(&line, LEVEL_WARN, NULL, message);
+	log_line_make(&line, log_state.format, log_state.process, LEVEL_WARN, NULL, message);
 	written = write_all(line.bytes, line.length);
 	free(line.bytes);
 	return written;
 }
 
-/* Writes one event. */
-void log_event(enum log_level level, const struct log_context *context, const char *format, ...)
+/* Names the process. */
+void log_set_process(unsigned process)
 {
-	int saved = errno;
-	struct line line = {0};
-	va_list arguments;
-	char *message;
+	log_state.process = process;
+}
 
-	if (level > log_state.level)
-		return;
-	va_start(arguments, format);
-	message = mem_vprintf(format, arguments);
-	va_end(arguments);
-	if (log_state.format == FORMAT_JSON)
-		make_json(&line, level, context, message);
-	else
-		make_text(&line, level, context, message);
+/* Writes one event. */
+static void write_event(enum log_level level, const struct log_context *context, const char *message)
+{
+	struct log_line line = {0};
+
+	log_line_make(&line, log_state.format, log_state.process, level, context, message);
 	if ((log_state.lost == 0 || report_lost()) && write_all(line.bytes, line.length))
 		log_state.lost = 0;
 	else
 		log_state.lost++;
 	free(line.bytes);
+}
+
+/* The clock of repeated events. */
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Writes how often an event was not written. */
+static void tell_repeats(struct log_fold_entry *e)
+{
+	struct log_context context;
+	const char *about = log_fold_describe(e, &context);
+	char *message = mem_printf("message repeated %" PRIu64 " times: %.*s", e->folded, (int)strcspn(about, "\n"), about);
+
+	if (log_state.folding_pid == getpid())
+		write_event(e->level, &context, message);
+	free(message);
+	e->folded = 0;
+	e->written = 0;
+}
+
+/* Writes how often each event was not written. */
+void log_tell_repeats(void)
+{
+	int saved = errno;
+	uint64_t now = now_ns();
+
+	for (size_t i = 0; log_state.folding_ns && i < LOG_FOLD_PLACES; i++) {
+		struct log_fold_entry *e = &log_state.fold.entries[i];
+		if (!e->folded)
+			continue;
+		tell_repeats(e);
+		e->since_ns = now;
+	}
+	log_state.folding_ns = 0;
+	errno = saved;
+}
+
+/* Sets how many are written. */
+void log_set_repeats(unsigned most)
+{
+	log_state.repeats = most;
+}
+
+/* Sets who rings in a second. */
+void log_set_waker(void (*wake)(void *data), void *data)
+{
+	log_state.wake = wake;
+	log_state.wake_data = data;
+}
+
+/* Has the event been so often in the last second that it is only counted? */
+static bool is_folded(enum log_level level, const struct log_context *context, const char *message)
+{
+	uint64_t now = now_ns();
+
+	if (!log_state.repeats)
+		return false;
+	if (log_state.folding_ns && now - log_state.folding_ns >= LOG_FOLD_SPAN_NS)
+		log_tell_repeats();
+	bool admitted = log_fold_admit(&log_state.fold, level, context, message, log_state.repeats, now);
+	if (log_state.fold.told.folded)
+		tell_repeats(&log_state.fold.told);
+	if (!admitted && !log_state.folding_ns) {
+		log_state.folding_ns = now;
+		log_state.folding_pid = getpid();
+		if (log_state.wake)
+			log_state.wake(log_state.wake_data);
+	}
+	return !admitted;
+}
+
+/* Writes one event, unless it repeats itself. */
+void log_event(enum log_level level, const struct log_context *context, const char *format, ...)
+{
+	int saved = errno;
+	va_list arguments;
+
+	if (level > (context && context->level ? (enum log_level)(context->level - 1) : log_state.level))
+		return;
+	va_start(arguments, format);
+	char *message = mem_vprintf(format, arguments);
+	va_end(arguments);
+	if (!is_folded(level, context, message))
+		write_event(level, context, message);
 	free(message);
 	errno = saved;
 }

@@ -197,10 +197,8 @@ static struct lua_subscription *find_owned(struct lua_conn *lc, const char *name
 /* Moves them all. */
 void lua_channel_move(struct lua_conn *from, struct lua_conn *to)
 {
-	struct lua_subscription *s, *next;
-
-	DL_FOREACH_SAFE2(from->subscriptions, s, next, who_next)
-	{
+	for (struct lua_subscription *s = from->subscriptions, *next; s; s = next) {
+		next = s->who_next;
 		size_t length;
 		const char *name = channel_name(&s->to->listener, &length);
 		struct lua_subscription *there = find_owned(to, name, length);

@@ -90,6 +90,7 @@ static void describe(struct vm_subject *s, struct log_context *context, char pee
 	context->listener = lc->label;
 	context->handler = lc->handler;
 	context->connection = lc->signature;
+	context->level = lc->c ? lc->c->flow.log_level : lc->names ? lc->names->flow.log_level : 0;
 }
 
 /* An error in one of its callbacks ends it. */
@@ -131,7 +132,7 @@ struct lua_conn *lua_conn_make(lua_State *L, int meta, uint64_t signature)
 /* Makes an instance with a connection. Whatever may raise comes before that exists. */
 struct lua_conn *lua_conn_create(lua_State *L, int meta, const struct flow *flow)
 {
-	struct lua_conn *lc = lua_conn_make(L, meta, ++vm_of(L)->options.conns->last_signature);
+	struct lua_conn *lc = lua_conn_make(L, meta, conns_signature(vm_of(L)->options.conns));
 
 	lua_conn_revive(lc, flow);
 	return lc;

@@ -20,7 +20,9 @@
 #include "lua_process.h"
 #include "lua_relay.h"
 #include "lua_sandbox.h"
+#include "lua_shared.h"
 #include "lua_signal.h"
+#include "lua_source.h"
 #include "lua_sys.h"
 #include "lua_timer.h"
 #include "lua_tls.h"
@@ -226,14 +228,16 @@ static int l_search(lua_State *L)
 	const char *name = luaL_checkstring(L, 1);
 
 	lua_getglobal(L, "package");
-	lua_getfield(L, -1, "searchpath");
-	lua_pushvalue(L, 1);
-	lua_getfield(L, -3, "path");
-	lua_call(L, 2, 2);
-	if (lua_isnil(L, -2))
-		return 1; /* where it was looked for */
-	lua_pop(L, 1);
-	if (luaL_loadfilex(L, lua_tostring(L, -1), "t") != LUA_OK)
+	if (lua_getfield(L, -1, "path") != LUA_TSTRING || !lua_source_search(L, name, lua_tostring(L, -1))) {
+		lua_getfield(L, 2, "searchpath");
+		lua_pushvalue(L, 1);
+		lua_pushvalue(L, 3);
+		lua_call(L, 2, 2);
+		if (lua_isnil(L, -2))
+			return 1; /* where it was looked for */
+		lua_pop(L, 1);
+	}
+	if (lua_source_load(L, lua_tostring(L, -1)) != LUA_OK)
 		return luaL_error(L, "error loading module '%s': %s", name, lua_tostring(L, -1));
 	lua_pushvalue(L, -2);
 	return 2;
@@ -329,6 +333,7 @@ static int open_vm(lua_State *L)
 	lua_methods_open(L);
 	lua_setfield(L, 1, "Connection");
 	lua_channel_open(L);
+	lua_shared_open(L);
 	lua_handler_open(L);
 	lua_udp_open(L);
 	lua_net_open(L);

@@ -6,9 +6,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "lua_arg.h"
+#include "lua_source.h"
 #include "mem.h"
 
 /* The callbacks that the loop makes, for the warning about a name that is nearly one of them. */
@@ -114,14 +114,8 @@ static void push_meta(lua_State *L, int class)
 /* Loads a file of text into a function, or raises with the reason. */
 void lua_handler_load_file(lua_State *L, const char *path)
 {
-	if (luaL_loadfilex(L, path, "t") != LUA_OK)
+	if (lua_source_load(L, path) != LUA_OK)
 		lua_error(L);
-}
-
-/* Can that file be read, or does it at least exist, so that its error should be told? */
-static bool exists(const char *path)
-{
-	return access(path, F_OK) == 0;
 }
 
 /* Is it a name that may be looked up: no absolute path, no step out of the folder? */
@@ -152,7 +146,7 @@ static void push_path(lua_State *L, const char *name)
 	for (size_t i = 0; i <= o->config->handlers.count; i++) {
 		const char *folder = i < o->config->handlers.count ? o->config->handlers.items[i] : o->library_dir;
 		const char *path = lua_pushfstring(L, "%s/%s.lua", folder, name);
-		if (exists(path))
+		if (lua_source_exists(L, path))
 			return;
 		lua_pushfstring(L, "%s%s%s", lua_tostring(L, looked), i ? ", " : "", path);
 		lua_replace(L, looked);

@@ -219,6 +219,7 @@ static char *take_over(struct lua_conn *lc, struct heir *heir, struct vm *to, st
 	if (!vm_try(to, &h.call, &why))
 		return why;
 	h.lc->handler = heir->handler;
+	h.lc->subject.label = lc->subject.label;
 	lua_conn_move(lc, h.lc);
 	lua_channel_move(lc, h.lc);
 	why = enter(&h, "takeover", takeover_body);

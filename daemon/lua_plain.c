@@ -226,7 +226,8 @@ static void push_object(lua_State *L, const msgpack_object *o)
 			lua_rawset(L, -3);
 		}
 		break;
-	default: lua_pushnil(L); break;
+	case MSGPACK_OBJECT_NIL: lua_pushnil(L); break;
+	default: luaL_error(L, "damaged data: it is no plain data");
 	}
 }
 
@@ -237,25 +238,41 @@ static int push_body(lua_State *L)
 	return 1;
 }
 
-/* Decodes, and lets go of the tree in any case. */
-void plain_push(lua_State *L, const char *bytes, size_t length)
+/* Decodes, and lets go of the tree in any case. False: an error object is pushed instead. */
+static bool decode(lua_State *L, const char *bytes, size_t length)
 {
 	msgpack_unpacked tree;
 	size_t read = 0;
 
-	luaL_checkstack(L, 4, "plain data");
 	msgpack_unpacked_init(&tree);
 	msgpack_unpack_return result = msgpack_unpack_next(&tree, bytes, length, &read);
 	if (result == MSGPACK_UNPACK_NOMEM_ERROR)
 		mem_exhausted();
-	if (result != MSGPACK_UNPACK_SUCCESS || read != length) {
-		msgpack_unpacked_destroy(&tree);
-		luaL_error(L, "damaged data: %d bytes are no encoded value", (int)length);
-	}
+	if (result != MSGPACK_UNPACK_SUCCESS || read != length)
+		tree.data.type = MSGPACK_OBJECT_EXT; /* which we never make */
 	lua_pushcfunction(L, push_body);
 	lua_pushlightuserdata(L, &tree.data);
 	int status = lua_pcall(L, 1, 1, 0);
 	msgpack_unpacked_destroy(&tree);
-	if (status != LUA_OK)
+	return status == LUA_OK;
+}
+
+/* Pushes. */
+void plain_push(lua_State *L, const char *bytes, size_t length)
+{
+	luaL_checkstack(L, 4, "plain data");
+	if (!decode(L, bytes, length))
+		lua_error(L);
+}
+
+/* Pushes and frees. */
+void plain_push_taken(lua_State *L, char *bytes, size_t length)
+{
+	bool has_room = lua_checkstack(L, 4), good = has_room && decode(L, bytes, length);
+
+	free(bytes);
+	if (!has_room)
+		luaL_error(L, "stack overflow");
+	if (!good)
 		lua_error(L);
 }

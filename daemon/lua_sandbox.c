@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "lua_arg.h"
+#include "lua_source.h"
 
 #define MAX_MOVE 10000000 /* elements that table.move moves in one call: no hook can stop it */
 
@@ -163,7 +164,7 @@ static int l_dofile(lua_State *L)
 	const char *name = luaL_checkstring(L, 1);
 
 	lua_settop(L, 1);
-	if (luaL_loadfilex(L, name, "t") != LUA_OK)
+	if (lua_source_load(L, name) != LUA_OK)
 		return lua_error(L);
 	lua_callk(L, 0, LUA_MULTRET, 0, dofile_done);
 	return dofile_done(L, 0, 0);

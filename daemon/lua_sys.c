@@ -10,6 +10,7 @@
 
 #include "log.h"
 #include "lua_arg.h"
+#include "metrics.h"
 #include "privs.h"
 
 /* Writes the message at the top of the stack with the callback in which it was logged, its connection and the place of the call. */
@@ -130,6 +131,43 @@ static int l_set_effective_user(lua_State *L)
 	return 1;
 }
 
+/* Frees a text that was left behind. */
+static int free_text(lua_State *L)
+{
+	char **text = lua_touserdata(L, 1);
+
+	free(*text);
+	*text = NULL;
+	return 0;
+}
+
+/* metrics(): all counters of the daemon, in the text format of Prometheus. The text is freed also where there is no memory for a string. */
+static int l_metrics(lua_State *L)
+{
+	const struct loop *loop = vm_of(L)->options.loop;
+	char **text = lua_newuserdatauv(L, sizeof *text, 0);
+
+	*text = NULL;
+	lua_createtable(L, 0, 1);
+	lua_pushcfunction(L, free_text);
+	lua_setfield(L, -2, "__gc");
+	lua_setmetatable(L, -2);
+	*text = metrics_text(scoreboard_of(loop->score), loop_clock());
+	lua_pushstring(L, *text);
+	free(*text);
+	*text = NULL;
+	return 1;
+}
+
+/* loop_lag(): seconds of the longest turn of this process's loop of late, or of the one that runs. */
+static int l_loop_lag(lua_State *L)
+{
+	const struct loop *loop = vm_of(L)->options.loop;
+
+	arg_push_seconds(L, score_lag(loop->score, loop_clock()));
+	return 1;
+}
+
 /* Registers all of it. */
 void lua_sys_open(lua_State *L)
 {
@@ -145,6 +183,10 @@ void lua_sys_open(lua_State *L)
 		lua_setfield(L, -2, log_level_name(levels[i]));
 	}
 	lua_setfield(L, 1, "log");
+	lua_pushcfunction(L, l_metrics);
+	lua_setfield(L, 1, "metrics");
+	lua_pushcfunction(L, l_loop_lag);
+	lua_setfield(L, 1, "loop_lag");
 	lua_pushcfunction(L, l_uuid);
 	lua_setfield(L, 1, "uuid");
 	lua_pushcfunction(L, l_set_descriptor_table_size);

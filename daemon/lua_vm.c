@@ -9,6 +9,7 @@
 
 #include "mem.h"
 
+#define COLLECT_EVERY_NS 1000000000u
 #define REPORT_RESERVE (1024 * 1024) /* bytes over the ceiling for telling that it was met */
 
 /* Memory of vm_keep. */
@@ -17,6 +18,8 @@ struct vm_block {
 	struct vm_block *previous, *next;
 	_Alignas(max_align_t) char bytes[];
 };
+
+static void on_collect(void *data);
 
 static const char overrun_message[] = "callback stopped: it ran longer than callback_time";
 
@@ -61,6 +64,7 @@ struct vm *vm_new(const struct vm_options *options, lua_CFunction open, char **w
 	vm->options = *options;
 	vm->memory_limit = options->config->memory_limit;
 	vm->loading = !options->is_script;
+	timer_init(&vm->collect, on_collect, vm);
 	vm->error_handler_ref = vm->hooks_ref = vm->ticks_ref = LUA_NOREF;
 	vm->body_ref = vm->connection_ref = vm->metas_ref = vm->handlers_ref = vm->callback_ref = LUA_NOREF;
 	vm->L = lua_newstate(allocate, vm);
@@ -73,6 +77,7 @@ struct vm *vm_new(const struct vm_options *options, lua_CFunction open, char **w
 	lua_atpanic(vm->L, on_panic);
 	vm->running = vm->L;
 	if (!vm_try(vm, &call, why)) {
+		timer_stop(options->loop, &vm->collect);
 		lua_close(vm->L);
 		free(vm);
 		return NULL;
@@ -94,21 +99,46 @@ void vm_free(struct vm *vm)
 	if (!vm)
 		return;
 	loop_hook_remove(vm->options.loop, STAGE_TICK, &vm->tick);
+	timer_stop(vm->options.loop, &vm->collect);
 	vm->ending = true;
 	lua_close(vm->L);
+	free(vm->slow_traceback);
 	while (vm->kept)
 		vm_drop(vm->kept->bytes);
 	free(vm);
 }
 
+/* Makes the traceback of the coroutine at index 1. */
+static int make_traceback(lua_State *L)
+{
+	lua_State *co = lua_touserdata(L, 1);
+
+	luaL_traceback(L, co, NULL, co == L ? 1 : 0);
+	vm_of(L)->slow_traceback = mem_strdup(lua_tostring(L, -1));
+	return 0;
+}
+
+/* Keeps the place where a slow callback is, which L runs. */
+static void note_place(struct vm *vm, lua_State *L)
+{
+	vm->memory_limit += REPORT_RESERVE;
+	lua_pushcfunction(L, make_traceback);
+	lua_pushlightuserdata(L, L);
+	if (lua_pcall(L, 1, 0, 0) != LUA_OK)
+		lua_pop(L, 1); /* no memory, or no stack left: it is told without */
+	vm->memory_limit -= REPORT_RESERVE;
+}
+
 /*
- * Ends what runs in the script: by yielding, which nothing in a script can catch, or where C functions are in between by an error. Lua
+ * Notes where a callback is that has become slow, once. Ends what runs in the script: by yielding, which nothing in a script can catch, or where C functions are in between by an error. Lua
  * lets a hook yield at an instruction alone: at a call it would leave the coroutine with its hooks off for ever.
  */
 static void on_hook(lua_State *L, lua_Debug *debug)
 {
 	struct vm *vm = vm_of(L);
 
+	if (vm->slow && !vm->slow_traceback)
+		note_place(vm, L);
 	if (!vm->overrun) {
 		lua_sethook(L, NULL, 0, 0); /* left over in a coroutine that was stopped once and is resumed by a later callback */
 	} else if (!lua_isyieldable(L)) {
@@ -125,7 +155,23 @@ static void set_hook(lua_State *L)
 	lua_sethook(L, on_hook, LUA_MASKCALL | LUA_MASKCOUNT, 1);
 }
 
+/* Does what runs next in L meet the hook? */
+static void hook_if_wanted(struct vm *vm, lua_State *L)
+{
+	if (vm->overrun || (vm->slow && !vm->slow_traceback))
+		set_hook(L);
+}
+
 /* From the guard's signal handler, on this thread. */
+void vm_on_slow(void *subject)
+{
+	struct vm *vm = subject;
+
+	vm->slow = true;
+	set_hook(vm->running);
+}
+
+/* The same. */
 void vm_on_overrun(void *subject)
 {
 	struct vm *vm = subject;
@@ -141,12 +187,10 @@ int vm_resume(lua_State *L, lua_State *co, int arguments, int *results)
 	lua_State *before = vm->running;
 
 	vm->running = co;
-	if (vm->overrun)
-		set_hook(co);
+	hook_if_wanted(vm, co);
 	int status = lua_resume(co, L, arguments, results);
 	vm->running = before;
-	if (vm->overrun)
-		set_hook(before);
+	hook_if_wanted(vm, before);
 	return status;
 }
 
@@ -157,12 +201,10 @@ int vm_reset(lua_State *L, lua_State *co)
 	lua_State *before = vm->running;
 
 	vm->running = co;
-	if (vm->overrun)
-		set_hook(co);
+	hook_if_wanted(vm, co);
 	int status = lua_resetthread(co);
 	vm->running = before;
-	if (vm->overrun)
-		set_hook(before);
+	hook_if_wanted(vm, before);
 	return status;
 }
 
@@ -276,6 +318,19 @@ static void replace_callback(struct vm *vm)
 		mem_exhausted(); /* despite the reserve: it is the system that has none */
 }
 
+/* Logs that a callback took long. */
+static void report_slow(struct vm *vm, const struct vm_call *call, uint64_t time_ns)
+{
+	struct log_context context = {.callback = call->callback};
+	char peer[ADDR_TEXT_SIZE];
+
+	if (call->subject)
+		call->subject->describe(call->subject, &context, peer);
+	vm->options.loop->stats->callbacks_slow++;
+	log_event(LEVEL_WARN, &context, "slow callback: it took %.3f s%s%s", (double)time_ns / 1e9,
+	          vm->slow_traceback ? "; after slow_callback it was here\n" : "", vm->slow_traceback ? vm->slow_traceback : "");
+}
+
 /* The outermost call: on the callback coroutine. Returns the error's text (caller frees) or NULL. */
 static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memory)
 {
@@ -322,12 +377,16 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 		}
 	}
 	guard_leave(vm->options.guard); /* no overrun comes up behind the next line */
-	if (vm->overrun) {
-		vm->overrun = false;
-		loop->stats->callbacks_stopped += f.text != NULL;
+	if (vm->overrun || vm->slow) {
+		loop->stats->callbacks_stopped += vm->overrun && f.text;
 		lua_sethook(vm->L, NULL, 0, 0);
 		if (vm->callback)
 			lua_sethook(vm->callback, NULL, 0, 0);
+		if (!vm->overrun)
+			report_slow(vm, call, loop_clock() - began);
+		free(vm->slow_traceback);
+		vm->slow_traceback = NULL;
+		vm->slow = vm->overrun = false;
 	}
 	if (is_spent)
 		replace_callback(vm);
@@ -362,16 +421,28 @@ static char *enter_nested(struct vm *vm, struct vm_call *call, bool *out_of_memo
 	return text;
 }
 
-/* Memory ran out. If a full collection does not help, the data is alive and the host has to replace the VM. */
+/* Memory ran out. If a full collection does not help, the data is alive and the host has to replace the VM. It takes long where there is
+ * much, and handlers may fail often: then the next one waits a while. */
 static void check_memory(struct vm *vm)
 {
-	if (vm->depth || vm->exhausted)
+	if (vm->depth || vm->exhausted || timer_waiting(&vm->collect))
 		return;
+	timer_start(vm->options.loop, &vm->collect, COLLECT_EVERY_NS);
+	vm->collect_wanted = false;
 	lua_gc(vm->L, LUA_GCCOLLECT); /* not under the guard: it would stop the next callback for the time this takes */
 	if (vm->memory > vm->memory_limit / 10 * 9 && vm->options.host->on_exhausted) {
 		vm->exhausted = true;
 		vm->options.host->on_exhausted(vm);
 	}
+}
+
+/* Enough time has passed since the last full collection. */
+static void on_collect(void *data)
+{
+	struct vm *vm = data;
+
+	if (vm->collect_wanted)
+		check_memory(vm);
 }
 
 /* Enters and hands an error's text to the caller. */
@@ -384,8 +455,10 @@ bool vm_try(struct vm *vm, struct vm_call *call, char **why)
 	vm->call = call;
 	*why = vm->depth ? enter_nested(vm, call, &out_of_memory) : enter_outer(vm, call, &out_of_memory);
 	vm->call = before;
-	if (out_of_memory)
+	if (out_of_memory) {
+		vm->collect_wanted = true;
 		check_memory(vm);
+	}
 	return *why == NULL;
 }
 

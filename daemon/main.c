@@ -9,11 +9,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "ctl.h"
 #include "log.h"
 #include "mem.h"
 #include "run.h"
 #include "service.h"
 #include "startup.h"
+#include "upgrade.h"
 
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
 
@@ -35,6 +37,7 @@ static const char usage_text[] =
 	"       reactord check [-c FILE] [--dump=json]                   check FILE and every handler; -t is the same\n"
 	"       reactord run SCRIPT [ARGUMENTS]                          run a script inside the loop\n"
 	"       reactord run HANDLER.lua -l URL [-l URL]                 serve one handler\n"
+	"       reactord ctl COMMAND                                     ask a running daemon (reactord ctl --help; also reactorctl)\n"
 	"\n"
 	"  -c, --config FILE        configuration (or REACTORD_CONFIG in the environment)\n"
 	"  -t, --check              check and exit: 0 if all is good, 1 with every mistake\n"
@@ -178,25 +181,29 @@ static int serve_config(const struct service_options *options)
 static int serve(int argc, char **argv, bool check)
 {
 	struct command_line line = {.check = check};
+	struct upgrade_self *self = upgrade_self_new(argv); /* as it was, before it is taken apart */
+	struct legacy *legacy = NULL;
 	int status = parse(&line, argc, argv, "+c:tdp:s:Vh");
 
 	if (status < 0 && optind < argc)
 		status = misuse("unknown command or too many arguments: ", argv[optind]);
-	if (status >= 0) {
-		free(line.overrides);
-		return status;
-	}
-	struct service_options options = {
-		.config_path = line.config_path, .overrides = line.overrides, .override_count = line.override_count, .detached = line.detach};
-	if (line.check) {
+	if (status < 0 && !line.check)
+		legacy = legacy_receive();
+	struct service_options options = {.config_path = line.config_path,
+	                                  .overrides = line.overrides,
+	                                  .override_count = line.override_count,
+	                                  .detached = line.detach && !legacy, /* else that has been done */
+	                                  .legacy = legacy,
+	                                  .self = self};
+	if (status < 0 && line.check)
 		status = service_check(&options, line.dump != NULL);
-	} else {
-		if (line.detach)
-			status = detach(&options.ready_fd);
-		if (status < 0)
-			status = serve_config(&options);
-	}
+	if (status < 0 && options.detached)
+		status = detach(&options.ready_fd);
+	if (status < 0)
+		status = serve_config(&options);
 	free(line.overrides);
+	legacy_free(legacy);
+	upgrade_self_free(self);
 	return status;
 }
 
@@ -204,20 +211,22 @@ static int serve(int argc, char **argv, bool check)
 static int run_file(const struct command_line *line, const char *path, int count, char **arguments)
 {
 	struct problems problems = {0};
-	struct override *overrides = mem_zalloc((line->override_count + 1) * sizeof *overrides);
+	struct override *overrides = mem_zalloc((line->override_count + 2) * sizeof *overrides);
 	char *why = NULL;
 	int status = STATUS_FAILED;
 
 	/* a script may compute for as long as it likes, unless somebody says otherwise */
 	overrides[0] = (struct override){.name = "callback_time", .value = "0", .origin = "run"};
+	overrides[1] = (struct override){.name = "slow_callback", .value = "0", .origin = "run"};
 	for (size_t i = 0; i < line->override_count; i++)
-		overrides[i + 1] = line->overrides[i];
-	struct config *config = config_defaults(overrides, line->override_count + 1, &problems);
+		overrides[i + 2] = line->overrides[i];
+	struct config *config = config_defaults(overrides, line->override_count + 2, &problems);
 	if (config && !log_open(config->log_level, config->log_format, config->log_file, &why)) {
 		problems_add(&problems, "%s", why);
 		free(why);
 	}
 	if (config && !problems.count) {
+		log_set_repeats((unsigned)config->log_repeats);
 		config->unsafe = true;
 		status = run_script(config, path, count, arguments);
 	}
@@ -274,12 +283,17 @@ static const struct {
 	int (*run)(int argc, char **argv);
 } subcommands[] = {
 	{"check", check},
+	{"ctl", ctl_main},
 	{"run", run},
 };
 
 /* Finds the subcommand. */
 int main(int argc, char **argv)
 {
+	const char *slash = strrchr(argv[0], '/'), *name = slash ? slash + 1 : argv[0];
+
+	if (strcmp(name, "reactorctl") == 0)
+		return ctl_main(argc, argv);
 	for (size_t i = 0; argc > 1 && i < sizeof subcommands / sizeof *subcommands; i++)
 		if (strcmp(argv[1], subcommands[i].name) == 0)
 			return subcommands[i].run(argc - 1, argv + 1);

@@ -63,9 +63,7 @@ static char *expectation(const struct option_def *o)
 	case OPTION_FOLDERS: return mem_strdup("a list of folders such as { \"handlers\" }");
 	case OPTION_BOOLEAN: return mem_strdup("true or false");
 	case OPTION_INTEGER:
-		if (o->wanted)
-			return mem_strdup(o->wanted);
-		return mem_printf("a whole number from %.0f to %.0f", o->min, o->max);
+		return mem_printf("a whole number from %.0f to %.0f%s", o->min, o->max, o->automatic ? ", or \"auto\"" : "");
 	case OPTION_SIZE:
 		return mem_printf("a whole number of bytes from %.0f to %.0f, or a text such as \"64 KiB\", \"1 MiB\", \"1 GiB\"", o->min, o->max);
 	case OPTION_SECONDS: return mem_printf("a number of seconds from %.14g to %.14g", o->min, o->max);
@@ -380,6 +378,11 @@ bool option_set(const struct option_def *o, void *base, const struct value *v, c
 		store(o, base, number);
 		return true;
 	case OPTION_INTEGER:
+		if (o->automatic && v->kind == VALUE_STRING && strcmp(v->string.bytes, "auto") == 0) {
+			store(o, base, 0);
+			return true;
+		}
+		/* fall through */
 	case OPTION_SIZE:
 		number = o->type == OPTION_SIZE ? size_of(v) : number_of(v);
 		if (!is_whole(number, o->min, o->max))
@@ -600,7 +603,7 @@ json_t *option_json(const struct option_def *o, const void *base)
 		return json;
 	case OPTION_BOOLEAN: return json_boolean(*(const bool *)m);
 	case OPTION_INTEGER:
-	case OPTION_SIZE: return json_integer(number);
+	case OPTION_SIZE: return o->automatic && number == 0 ? json_string("auto") : json_integer(number);
 	case OPTION_SECONDS:
 		if (o->present && !*((const bool *)((const char *)base + o->present)))
 			return json_null();

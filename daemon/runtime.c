@@ -13,6 +13,7 @@
 #include "mem.h"
 #include "timer.h"
 
+#define REPEATS_NS 1000000000u
 #define FINISH_NS 5000000000u /* for the last turns: only scripts can take time in them */
 
 /* The folder of the shipped handlers: beside the binary in a checkout, else where `make install` put it. */
@@ -60,13 +61,28 @@ static void on_pipe(int signo)
 	(void)signo;
 }
 
+/* The log counts repeated events: it is to tell how many in a second. */
+static void wake_repeats(void *data)
+{
+	struct runtime *r = data;
+
+	timer_start(r->loop, &r->repeats, REPEATS_NS);
+}
+
+/* That second is over. */
+static void on_repeats(void *data)
+{
+	(void)data;
+	log_tell_repeats();
+}
+
 /* Makes the parts in their order. */
 bool runtime_open(struct runtime *r, const struct config *config, struct score *score, struct activation *activation, char **why)
 {
 	*r = (struct runtime){.score = score, .stats = &score->stats};
 	signal(SIGPIPE, on_pipe);
 	r->activation = activation;
-	rlim_t descriptor_limit = raise_descriptor_limit();
+	r->descriptor_limit = raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);
 	mallopt(M_TOP_PAD, 1 << 20);
@@ -78,13 +94,16 @@ bool runtime_open(struct runtime *r, const struct config *config, struct score *
 		return false;
 	}
 	r->loop->activation = r->activation;
+	timer_init(&r->repeats, on_repeats, r);
+	log_set_waker(wake_repeats, r);
 	r->conns = conns_new(r->loop, SIZE_MAX);
 	r->watches = watches_new(r->loop);
 	r->resolver = resolver_new(r->loop);
-	r->processes = processes_new(r->loop, descriptor_limit, r->watches);
+	r->processes = processes_new(r->loop, r->descriptor_limit, r->watches);
 	r->channels = channels_new(r->loop);
+	r->store = store_new(config->shared_size);
 	r->tls = tls_contexts_new();
-	r->guard = guard_new(vm_on_overrun);
+	r->guard = guard_new(vm_on_slow, vm_on_overrun);
 	if (!r->guard) {
 		*why = mem_printf("cannot make the timer for callback_time: %s", errno_text(errno));
 		runtime_close(r);
@@ -108,21 +127,26 @@ void runtime_configure(struct runtime *r, const struct config *config)
 	free(servers);
 	r->conns->max_queued = config->max_queued;
 	channels_set_limit(r->channels, config->channel_queue);
-	guard_set_limit(r->guard, config->callback_time_ns);
+	guard_set_limits(r->guard, config->slow_callback_ns, config->callback_time_ns);
 }
 
 /* Takes the parts down. */
 void runtime_close(struct runtime *r)
 {
+	log_set_waker(NULL, NULL);
+	log_tell_repeats();
 	guard_free(r->guard);
 	resolver_free(r->resolver);
 	processes_free(r->processes);
 	channels_free(r->channels);
+	store_free(r->store);
 	tls_contexts_free(r->tls);
 	watches_free(r->watches);
 	conns_free(r->conns);
-	if (r->loop && r->loop->timers)
+	if (r->loop && r->loop->timers) {
+		timer_stop(r->loop, &r->repeats);
 		timers_close(r->loop);
+	}
 	loop_free(r->loop);
 	activation_free(r->activation);
 	free(r->library_dir);
@@ -139,6 +163,7 @@ struct vm_options runtime_vm_options(struct runtime *r, const struct config *con
 		.resolver = r->resolver,
 		.processes = r->processes,
 		.channels = r->channels,
+		.store = r->store,
 		.guard = r->guard,
 		.tls = r->tls,
 		.host = host,

@@ -34,16 +34,32 @@ struct scorer {
 	uint16_t series[SCORE_LABELS][NAMES]; /* index into the score's series + 1; 0: not known yet */
 };
 
+/* The monotonic clock. */
+static uint64_t clock_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Bytes of a board. */
+static size_t size_of(size_t count)
+{
+	return sizeof(struct scoreboard) + count * sizeof(struct score);
+}
+
 /* Makes the table, in memory of its own that children share. */
 struct scoreboard *scoreboard_new(size_t count)
 {
-	void *memory = mmap(NULL, count * sizeof(struct score), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct scoreboard *board = mmap(NULL, size_of(count), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
-	if (memory == MAP_FAILED)
+	if (board == MAP_FAILED)
 		return NULL;
-	struct scoreboard *board = mem_zalloc(sizeof *board);
+	board->began_ns = clock_ns();
 	board->count = count;
-	board->scores = memory;
+	for (size_t i = 0; i < count; i++)
+		board->scores[i].number = i;
 	return board;
 }
 
@@ -52,8 +68,28 @@ void scoreboard_free(struct scoreboard *board)
 {
 	if (!board)
 		return;
-	munmap(board->scores, board->count * sizeof *board->scores);
-	free(board);
+	munmap(board, size_of(board->count));
+}
+
+/* Scores lie behind the board's head. */
+const struct scoreboard *scoreboard_of(const struct score *score)
+{
+	return (const struct scoreboard *)((const char *)(score - score->number) - offsetof(struct scoreboard, scores));
+}
+
+/* Adds up, or takes the one that has seen most of what all have seen. */
+uint64_t scoreboard_total(const struct scoreboard *board, const struct stats_row *row)
+{
+	uint64_t total = 0;
+
+	for (size_t i = 0; i < board->count; i++) {
+		uint64_t value = *(const uint64_t *)((const char *)&board->scores[i].stats + row->offset);
+		if (!row->common)
+			total += value;
+		else if (value > total)
+			total = value;
+	}
+	return total;
 }
 
 /* The lag of a process as others see it. */
@@ -88,6 +124,7 @@ struct scorer *scorer_new(struct score *score)
 	s->name_count = 1;
 	score->pid = getpid();
 	score->started_s = (uint64_t)time(NULL);
+	score->began_ns = clock_ns();
 	score->generation = score->turn_began_ns = 0;
 	score->lag_window_ns = score->lag_ns = score->old_lag_ns = 0;
 	for (size_t i = 0; i < stats_row_count; i++)

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "command.h"
 #include "lua_core.h"
 #include "lua_signal.h"
 #include "mem.h"
@@ -19,6 +20,8 @@
 #include "privs.h"
 #include "sig.h"
 #include "startup.h"
+
+#define PROGRESS_NS 250000000u /* between two lines of progress of a drain */
 
 /* Drains and ends. */
 void service_ask_drain(struct service *s, double drain_s, int status)
@@ -111,13 +114,15 @@ void service_commit(struct service *s, struct prepared *p)
 	size_t alive = 0;
 
 	aim(g, p->open);
-	ports_commit(&s->ports, g->config, p->open, before != NULL);
+	ports_commit(&s->ports, g->config, p->open, before || s->options->legacy);
+	ports_resume(&s->ports);
 	runtime_configure(&s->runtime, g->config);
 	s->last_number = g->number;
 	g->older = before;
 	s->newest = g;
 	s->runtime.score->generation = g->number;
 	generation_start(g, before);
+	loop_wake(s->runtime.loop); /* for its first turns, see at_end */
 	if (before)
 		generation_retire(before, g);
 	generation_hand_over(g);
@@ -157,21 +162,21 @@ static void reap_generations(struct service *s)
 }
 
 /* Loads the handlers of a configuration. */
-static struct generation *load(struct service *s, struct shared_config *shared, struct problems *problems)
+static struct generation *load(struct service *s, struct shared_config *shared, struct sources *sources, struct problems *problems)
 {
-	return generation_new(&s->runtime, shared, s->last_number + 1, !s->options->config_path,
+	return generation_new(&s->runtime, shared, sources, s->last_number + 1, !s->options->config_path,
 	                      s->options->config_path ? &daemon_host : &run_host, s, problems);
 }
 
 /* Builds all that is new. */
-bool service_prepare(struct service *s, struct shared_config *shared, struct prepared *p, struct problems *problems)
+bool service_prepare(struct service *s, struct shared_config *shared, struct sources *sources, struct prepared *p, struct problems *problems)
 {
 	size_t before = problems->count;
 
 	reap_generations(s); /* what has ended in this turn does not count any more */
 	shared->users++;
-	*p = (struct prepared){.shared = shared, .generation = load(s, shared, problems)};
-	p->open = ports_open(&s->ports, shared->config, false, s->newest && shared->config->user, problems);
+	*p = (struct prepared){.shared = shared, .generation = load(s, shared, sources, problems)};
+	p->open = ports_open(&s->ports, shared->config, s->newest && shared->config->user, problems);
 	if (problems->count == before)
 		return true;
 	service_abort(s, p);
@@ -179,18 +184,32 @@ bool service_prepare(struct service *s, struct shared_config *shared, struct pre
 }
 
 /* Prepares and commits in one go; false with all problems, and nothing has changed then. */
-static bool replace(struct service *s, struct shared_config *shared, struct problems *problems)
+static bool replace(struct service *s, struct shared_config *shared, struct sources *sources, struct problems *problems)
 {
 	struct prepared p;
 
-	if (!service_prepare(s, shared, &p, problems))
+	if (!service_prepare(s, shared, sources, &p, problems))
 		return false;
-	if (!settings_apply_log(shared->config, problems)) {
+	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, problems))) {
 		service_abort(s, &p);
 		return false;
 	}
 	service_commit(s, &p);
 	return true;
+}
+
+/* Tells those who wait for it what became of a reload. */
+static void answer_reload(struct service *s, const struct problems *problems)
+{
+	struct report r = {.status = COMMAND_DONE};
+
+	if (problems) {
+		r = report_failures(problems);
+	} else {
+		r.result = json_object();
+		json_object_set_new(r.result, "generation", json_integer((json_int_t)s->last_number));
+	}
+	control_answer_all(&s->reloaders, r);
 }
 
 /* SIGHUP: all of it, or nothing. */
@@ -207,7 +226,9 @@ static void reload(struct service *s)
 			config_free(config);
 		} else {
 			struct shared_config *shared = shared_config_new(config);
-			done = replace(s, shared, &problems);
+			struct sources *sources = sources_new();
+			done = replace(s, shared, sources, &problems);
+			sources_unref(sources);
 			shared_config_release(shared);
 		}
 	}
@@ -225,6 +246,7 @@ static void reload(struct service *s)
 	}
 	notify_ready(status);
 	free(status);
+	answer_reload(s, done ? NULL : &problems);
 	problems_clear(&problems);
 }
 
@@ -238,7 +260,7 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	log_error("memory_limit (%llu bytes) reached by the live data of generation %llu: its connections end",
 	          (unsigned long long)g->config->memory_limit, (unsigned long long)g->number);
 	if (g == s->newest && s->state == SERVING) {
-		if (replace(s, g->shared, &problems)) {
+		if (replace(s, g->shared, g->sources, &problems)) {
 			log_info("generation %llu serves in its place", (unsigned long long)s->last_number);
 		} else { /* its files have been broken meanwhile: go on with what there is */
 			settings_log_problems(&problems, "cannot replace it: ");
@@ -249,11 +271,23 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	problems_clear(&problems);
 }
 
+/* What was to be another process's is ours again, unless that has it by now. */
+static void keep_all(struct service *s)
+{
+	if (s->replaced)
+		return;
+	ports_keep(&s->ports);
+	for (struct generation *g = s->newest; g; g = g->older)
+		lua_net_keep(g->vm);
+}
+
 /* The end of everything that is open, now. */
 static void finish(struct service *s)
 {
 	s->state = STOPPED;
 	spread_stop(&s->last_days);
+	keep_all(s);
+	upgrade_cancel(&s->upgrade);
 	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
@@ -312,12 +346,61 @@ static size_t accepted(const struct service *s)
 	return count;
 }
 
+/* The new process serves, or has failed. */
+static void on_upgraded(struct upgrade *u, bool taken_over)
+{
+	struct service *s = u->data;
+	char *why = NULL;
+
+	s->replaced = taken_over;
+	keep_all(s);
+	if (!taken_over && s->pid_file && s->pid_file->path && !pidfile_write(s->pid_file, &why)) {
+		log_error("%s", why);
+		free(why);
+	}
+	loop_wake(s->runtime.loop);
+}
+
+/* SIGUSR2: starts another process with our sockets. What scripts listen on from here on is not among them. */
+static void upgrade(struct service *s)
+{
+	struct legacy *legacy = legacy_new();
+
+	activation_leave(s->runtime.activation, legacy);
+	ports_leave(&s->ports, legacy);
+	lua_net_leave(s->newest->vm, legacy);
+	if (s->pid_file && s->pid_file->path)
+		legacy_leave(legacy, LEGACY_PID_FILE, NULL, s->pid_file->fd, NULL);
+	s->upgrade.on_done = on_upgraded;
+	s->upgrade.data = s;
+	upgrade_start(&s->upgrade, s->runtime.loop, s->options->self, legacy, s->runtime.descriptor_limit,
+	              s->newest->config->upgrade_timeout_ns);
+}
+
+/* Another process has taken our place: as after a reload, and as before a stop. */
+static void step_back(struct service *s)
+{
+	size_t left = accepted(s);
+
+	s->state = DRAINING;
+	(void)ports_retire(&s->ports);
+	generation_retire(s->newest, NULL);
+	lua_net_drop_inheritance(s->newest->vm);
+	if (left)
+		log_info("draining: %zu connection(s) may go on for %.0f s", left, (double)s->newest->config->drain_timeout_ns / 1e9);
+	spread_start(&s->last_days, s->newest->config->drain_timeout_ns);
+	if (s->reload_asked) /* meant for who serves */
+		upgrade_pass_on(&s->upgrade, SIGHUP);
+}
+
 /* The beginning of the end: nothing new comes in, what clients have opened may go on for a while. */
 static void drain(struct service *s)
 {
 	uint64_t limit_ns = s->drain_s >= 0 ? (uint64_t)(s->drain_s * 1e9) : s->newest->config->drain_timeout_ns;
 
 	s->state = DRAINING;
+	upgrade_cancel(&s->upgrade);
+	keep_all(s);
 	notify_stopping("Draining");
 	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest; g; g = g->older) {
@@ -329,6 +412,56 @@ static void drain(struct service *s)
 	if (left)
 		log_info("draining: %zu connection(s) may go on for %.0f s", left, (double)limit_ns / 1e9);
 	spread_start(&s->last_days, limit_ns);
+}
+
+/* Tells those who wait for the end how many connections are left, some times a second. */
+static void tell_progress(struct service *s)
+{
+	size_t left = s->stoppers ? accepted(s) : 0;
+
+	if (left == s->told_left || (s->told_ns && loop_now(s->runtime.loop) - s->told_ns < PROGRESS_NS))
+		return;
+	s->told_left = left;
+	s->told_ns = loop_now(s->runtime.loop);
+	for (struct control_request *q = s->stoppers; q; q = q->next)
+		control_progress(q, json_pack("{s:I}", "connections", (json_int_t)left));
+}
+
+/* Somebody asks by the control socket. */
+static void on_ask(void *data, struct control_request *q)
+{
+	struct service *s = data;
+	const char *command = json_string_value(json_object_get(q->json, "command"));
+	bool serving = s->state == SERVING && !s->stop_asked && !s->stop_now;
+
+	if (strcmp(command, "reload") == 0 && !serving) {
+		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+	} else if (strcmp(command, "reload") == 0) {
+		q->next = s->reloaders;
+		s->reloaders = q;
+		s->reload_asked = true;
+	} else if (strcmp(command, "drain") == 0 || strcmp(command, "stop") == 0) {
+		q->next = s->stoppers;
+		s->stoppers = q;
+		if (*command == 'd')
+			service_ask_drain(s, -1, -1);
+		else
+			service_ask_stop(s);
+	} else {
+		control_answer(q, report_answer(&s->runtime, s->newest, serving ? "serving" : "draining", q->json));
+	}
+	loop_wake(s->runtime.loop);
+}
+
+/* The last answers, when everything has ended; left: connections that a drain did not wait for. */
+static void close_control(struct service *s, size_t left)
+{
+	char *line = left ? mem_printf("stopped: %zu connection(s) were cut", left) : mem_strdup("stopped: no connection was left");
+
+	control_answer_all(&s->stoppers, (struct report){.result = json_string(line)});
+	control_answer_all(&s->reloaders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+	free(line);
+	control_close(s->control);
 }
 
 /* The turn's end of the daemon: what callbacks and signals have asked for is done here, with no script on the stack. */
@@ -346,16 +479,27 @@ static void at_end(void *data)
 	if (s->newest->turns < 2 && ++s->newest->turns == 2) { /* its next-ticks have run: what they did not claim is not wanted */
 		lua_net_drop_inheritance(s->newest->vm);
 		lua_signal_drop_inheritance(s->newest->vm);
+		legacy_drop(s->runtime.loop->legacy);
 	} else if (s->newest->turns < 2) {
 		loop_wake(s->runtime.loop);
 	}
-	if (s->reload_asked && s->state == SERVING) {
+	if (s->replaced && s->state == SERVING)
+		step_back(s);
+	if (s->upgrade_asked && s->state == SERVING) {
+		s->upgrade_asked = false;
+		upgrade(s);
+	}
+	if (s->reload_asked && s->state == SERVING && !upgrade_under_way(&s->upgrade)) {
 		s->reload_asked = false;
 		reload(s);
 	}
 	if (s->stop_asked && s->state == SERVING)
 		drain(s);
+	if (s->replaced && s->ports.all && ports_retire(&s->ports))
+		ports_close(&s->ports, false);
 	reap_generations(s);
+	if (s->state == DRAINING)
+		tell_progress(s);
 }
 
 /* Signals, in the loop. */
@@ -381,29 +525,34 @@ static void on_signal(int signo, void *data)
 		break;
 	case SIGINT: s->stop_now = true; break;
 	case SIGUSR1: log_reopen(); break;
+	case SIGUSR2: s->upgrade_asked = true; break;
 	default: break;
 	}
 }
 
-static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 /* Watches the daemon's signals. */
 static void watch_signals(struct service *s)
 {
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
-		s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
+		if (signals[i] != SIGUSR2 || s->options->self)
+			s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
 }
 
 /* Loads what scripts say, on the ports that are open already. */
 static bool start(struct service *s, struct shared_config *shared, struct problems *problems)
 {
-	if (problems->count) { /* it will not start, but all mistakes are told at once */
-		generation_free(load(s, shared, problems));
+	struct sources *sources = sources_new();
+	bool done = false;
+
+	if (problems->count)
+		generation_free(load(s, shared, sources, problems)); /* it will not start, but all mistakes are told at once */
+	else
+		done = replace(s, shared, sources, problems);
+	sources_unref(sources);
+	if (!done)
 		return false;
-	}
-	if (!replace(s, shared, problems))
-		return false;
-	ports_resume(&s->ports);
 	ports_log(&s->ports);
 	activation_log_unused(s->runtime.activation);
 	return true;
@@ -421,6 +570,9 @@ bool service_open(struct service *s, const struct service_options *options, cons
 		free(why);
 		return false;
 	}
+	s->runtime.loop->legacy = options->legacy;
+	if (legacy_text(options->legacy, "upgrades"))
+		s->runtime.stats->upgrades = strtoull(legacy_text(options->legacy, "upgrades"), NULL, 10);
 	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};
 	spread_init(&s->last_days, s->runtime.loop, &last_days, s);
 	s->at_end = (struct loop_hook){.run = at_end, .data = s};
@@ -449,11 +601,13 @@ void service_close(struct service *s)
 /* Turns. */
 void service_serve(struct service *s)
 {
-	while (!s->stop_now && !(s->state == DRAINING && !accepted(s)))
+	while (!s->stop_now && !(s->state == DRAINING && !accepted(s) && !s->ports.all))
 		loop_turn(s->runtime.loop);
 	if (s->state == SERVING)
 		notify_stopping("Stopping");
+	size_t left = accepted(s);
 	finish(s);
+	close_control(s, left);
 }
 
 /* Serves. */
@@ -464,25 +618,29 @@ int service_run(const struct service_options *options, struct config *config)
 	struct service s = {0};
 	struct problems problems = {0};
 	struct pidfile pid_file = {0};
+	struct control_host host = {.ask = on_ask, .data = &s};
 	bool to_file = config->log_file != NULL, started = false;
 
 	if (!board) {
 		problems_add(&problems, "cannot share memory: %s", errno_text(errno));
-	} else if (service_open(&s, options, config, board->scores, activation_new(), &problems)) {
+	} else if (service_open(&s, options, config, board->scores, activation_new(options->legacy), &problems)) {
 		watch_signals(&s);
-		started = startup_open(&s.ports, config, &pid_file, &problems) && start(&s, shared, &problems);
+		s.pid_file = &pid_file;
+		started = startup_open(&s.ports, config, &pid_file, host, &s.control, &problems) && start(&s, shared, &problems);
 	}
 	shared_config_release(shared);
 	if (started) {
 		startup_tell_ready(options, s.newest->config, s.last_number);
 		service_serve(&s);
+	} else if (s.control) {
+		control_close(s.control);
 	}
 	service_close(&s);
 	pidfile_close(&pid_file);
 	if (started)
 		startup_tell_stopped(&board->scores->stats);
 	else
-		startup_tell_failed(&problems, to_file);
+		startup_tell_failed(options, &problems, to_file);
 	log_close();
 	problems_clear(&problems);
 	scoreboard_free(board);
@@ -503,11 +661,13 @@ int service_check(const struct service_options *options, bool dump)
 		if (dump)
 			config_dump_json(config, stdout);
 		if (!privs_drop(config->user, config->group, &why) || !board ||
-		    !runtime_open(&s.runtime, config, board->scores, activation_new(), &why)) {
+		    !runtime_open(&s.runtime, config, board->scores, activation_new(NULL), &why)) {
 			problems_add(&problems, "%s", why ? why : errno_text(errno));
 			free(why);
 		} else {
-			generation_free(load(&s, shared, &problems));
+			struct sources *sources = sources_new();
+			generation_free(load(&s, shared, sources, &problems));
+			sources_unref(sources);
 			runtime_close(&s.runtime);
 		}
 		scoreboard_free(board);

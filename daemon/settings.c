@@ -57,8 +57,10 @@ bool settings_apply_log(const struct config *config, struct problems *problems)
 {
 	char *why = NULL;
 
-	if (log_open(config->log_level, config->log_format, config->log_file, &why))
+	if (log_open(config->log_level, config->log_format, config->log_file, &why)) {
+		log_set_repeats((unsigned)config->log_repeats);
 		return true;
+	}
 	problems_add(problems, "log: %s", why);
 	free(why);
 	return false;

@@ -10,6 +10,7 @@
 #include "mem.h"
 #include "notify.h"
 #include "privs.h"
+#include "upgrade.h"
 
 /* Reads the configuration. */
 struct config *startup_configure(const struct service_options *options)
@@ -26,7 +27,7 @@ struct config *startup_configure(const struct service_options *options)
 		config = NULL;
 	}
 	if (!config) {
-		startup_tell_failed(&problems, false);
+		startup_tell_failed(options, &problems, false);
 		log_close();
 	}
 	problems_clear(&problems);
@@ -34,7 +35,7 @@ struct config *startup_configure(const struct service_options *options)
 }
 
 /* Gives socket files and the log to the user that the daemon becomes, so that it may change, remove and reopen them. */
-static void give_away_files(struct ports *ports, const struct config *config)
+static void give_away_files(struct ports *ports, struct control *control, const struct config *config)
 {
 	uid_t uid;
 	gid_t gid;
@@ -45,28 +46,68 @@ static void give_away_files(struct ports *ports, const struct config *config)
 		return;
 	}
 	ports_give(ports, uid, gid);
+	if (control)
+		control_give(control, uid, gid);
 	log_give(uid, gid);
 }
 
+/* Opens the control socket. Nobody has asked for the one in the default place: without it the daemon serves all the same. */
+static struct control *open_control(struct loop *loop, const struct config *config, struct control_host host, struct problems *problems)
+{
+	const char *path = config->control;
+	char *why = NULL;
+
+	if (!path && config->file && access(CONTROL_FOLDER, F_OK) == 0)
+		path = CONTROL_PATH;
+	if (!path)
+		return NULL;
+	struct control *control = control_open(loop, path, host, &why);
+	if (!control && config->control)
+		problems_add(problems, "%s", why);
+	else if (!control)
+		log_info("%s: there is no control socket", why);
+	free(why);
+	return control;
+}
+
 /* Opens sockets with the rights we came with, then drops them. */
-bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct problems *problems)
+bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct control_host host,
+                  struct control **control, struct problems *problems)
 {
 	char *why = NULL;
 	size_t before = problems->count;
-	struct port **open = ports_open(ports, config, true, false, problems);
+	struct port **open = ports_open(ports, config, false, problems);
 
 	if (problems->count == before)
 		ports_commit(ports, config, open, false);
 	else
 		ports_abort(ports, open, config->listen_count);
 	if (problems->count == before && config->pid_file &&
-	    (!pidfile_open(pid_file, config->pid_file, -1, &why) || !pidfile_write(pid_file, &why))) {
+	    (!pidfile_open(pid_file, config->pid_file, legacy_take(ports->loop->legacy, LEGACY_PID_FILE, NULL, NULL), &why) ||
+	     (!ports->loop->legacy && !pidfile_write(pid_file, &why)))) {
 		problems_add(problems, "%s", why);
 		free(why);
 	}
 	if (problems->count == before)
-		give_away_files(ports, config);
+		*control = open_control(ports->loop, config, host, problems);
+	if (problems->count == before)
+		give_away_files(ports, *control, config);
 	if (privs_drop(config->user, config->group, &why))
+		return true;
+	problems_add(problems, "%s", why);
+	free(why);
+	return false;
+}
+
+/* From here on we are the daemon. */
+bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct problems *problems)
+{
+	char *why = NULL;
+
+	if (!options->legacy)
+		return true;
+	/* the process before writes its own number again, should nothing come of it */
+	if ((!pid_file->path || pidfile_write(pid_file, &why)) && upgrade_announce(options->legacy, &why))
 		return true;
 	problems_add(problems, "%s", why);
 	free(why);
@@ -80,8 +121,10 @@ void startup_tell_ready(const struct service_options *options, const struct conf
 	size_t count = config->listen_count;
 
 	log_info("ready: pid %ld, %zu listener%s", (long)getpid(), count, count == 1 ? "" : "s");
-	snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)generation);
-	notify_ready(status);
+	if (!options->legacy) { /* else the process before has told it already, as only the main process may */
+		snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)generation);
+		notify_ready(status);
+	}
 	if (!options->detached)
 		return;
 	if (!config->log_file)
@@ -99,8 +142,10 @@ void startup_tell_ready(const struct service_options *options, const struct conf
 }
 
 /* Says why not. */
-void startup_tell_failed(const struct problems *problems, bool to_file)
+void startup_tell_failed(const struct service_options *options, const struct problems *problems, bool to_file)
 {
+	if (upgrade_refuse(options->legacy, problems))
+		return;
 	settings_log_problems(problems, "");
 	if (!to_file)
 		return;

@@ -3,8 +3,11 @@
  */
 #include "stats.h"
 
-#define KIND_counter false
-#define KIND_gauge true
+/* gauge, common */
+#define KIND_counter false, false
+#define KIND_gauge true, false
+#define KIND_common false, true
+#define KIND_level true, true
 
 const struct stats_row stats_rows[] = {
 #define STATS_ROW(name, kind, help) {#name, help, KIND_##kind, offsetof(struct stats, name)},

@@ -1,6 +1,6 @@
 --- A room: who comes, what is said and who leaves is told to all others.
--- Try it with `nc 127.0.0.1 8084` in two terminals. All connections of one listener, or of several, meet in the same room: handlers of
--- a process share the locals of their file. A reload moves everyone to the new code's room, and nobody notices.
+-- Try it with `nc 127.0.0.1 8084` in two terminals. Everyone meets in the same room, by whatever listener and in whatever process of the
+-- daemon: what is said goes by a named channel. A reload moves everyone to the new code, and nobody notices.
 
 local em = require "em"
 
@@ -8,26 +8,30 @@ local MAX_LINE = 4096 -- bytes; who sends more without a line break has to go
 
 local Chat = em.Connection:extend()
 
-local room = {}    -- connection -> true
-local last_id = 0
+local room = em.channel "chat"
+local numbers = em.shared "chat" -- counts users, for all processes
 
---- Says something to everyone in the room but one.
--- send_data only queues, so nobody waits for a reader that is slow. What is queued for that one grows until it is more than the
--- listener's max_outbound (64 MiB unless set); then it is that reader's connection that ends.
-local function tell_others(one, ...)
-  for connection in pairs(room) do
-    if connection ~= one then
-      connection:send_data(...)
-    end
+--- Says something in somebody's name to everyone else.
+-- push only queues, and so does send_data in receive_message: nobody waits for a reader that is slow. What is queued for that one grows
+-- until it is more than the listener's max_outbound (64 MiB unless set); then it is that reader's connection that ends.
+function Chat:tell_others(text)
+  if not room:push { from = self.name, text = text } then
+    self:send_data("Nobody has heard that: too much is being said.\n")
+  end
+end
+
+--- Somebody says something. The sender hears it too, as everyone who has subscribed.
+function Chat:receive_message(_, said)
+  if said.from ~= self.name then
+    self:send_data(said.from, said.text, "\n")
   end
 end
 
 function Chat:post_init()
-  last_id = last_id + 1
-  self.name = "User #" .. last_id
+  self.name = "User #" .. assert(numbers:incr("users"))
   self.rest = "" -- the beginning of a line whose end has not come yet
-  room[self] = true
-  tell_others(self, self.name, " joined\n")
+  self:subscribe("chat")
+  self:tell_others(" joined")
 end
 
 --- Cuts what comes into lines, however it was cut on its way.
@@ -49,7 +53,7 @@ function Chat:receive_data(data)
 end
 
 function Chat:receive_line(line)
-  tell_others(self, self.name, " said: ", line, "\n")
+  self:tell_others(" said: " .. line)
 end
 
 --- Ends a connection that sends what is no line.
@@ -61,21 +65,20 @@ end
 
 --- Called exactly once for everyone who has come, whatever the cause of the end.
 function Chat:unbind()
-  room[self] = nil
-  tell_others(self, self.name, " left\n")
+  if self.name then
+    self:tell_others(" left")
+  end
 end
 
---- A reload: all that the new code has to know of someone. The room is the same: everyone moves in the same moment.
+--- A reload: all that the new code has to know of someone. The subscription goes along by itself.
 function Chat:handover()
-  return { name = self.name, rest = self.rest, last_id = last_id }
+  return { name = self.name, rest = self.rest }
 end
 
---- Someone comes from the old code's room into this one.
+--- Someone comes from the old code.
 function Chat:takeover(state)
   self.name = state.name
   self.rest = state.rest
-  last_id = math.max(last_id, state.last_id) -- no number is given twice
-  room[self] = true
 end
 
 return Chat

@@ -10,12 +10,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "bus.h"
 #include "loop.h"
 
 #define CHANNEL_MAX_NAME 255 /* bytes */
 
 struct channel;
 struct channels;
+
+/* What goes by a bus: a name's length in a byte, the name, the bytes. A length of 0: behind it is a uint64_t, how many did not go. */
 
 /* What is pushed. */
 struct channel_message {
@@ -40,8 +43,9 @@ void channels_free(struct channels *cs);
 /* Sets how many bytes may wait to be delivered. */
 void channels_set_limit(struct channels *cs, uint64_t bytes);
 
-/* Every push is also given to forward, which takes it to other processes; false: it has no room for it. */
-void channels_set_forward(struct channels *cs, bool (*forward)(void *data, const struct channel_message *m), void *data);
+/* From now on every push also goes to the other processes, by the hub (channel_hub.h) at the other end of a bus, and theirs come from there.
+ * NULL: no more, which has to be said before the bus is freed. */
+void channels_link(struct channels *cs, struct bus *bus);
 
 /* Begins and ends listening. */
 void channels_join(struct channels *cs, const char *name, size_t name_length, struct channel_listener *l);
@@ -53,13 +57,10 @@ struct channel_listener *channels_find(struct channels *cs, const char *name, si
 /* The name of the channel that l listens to. */
 const char *channel_name(const struct channel_listener *l, size_t *length);
 
-/* Pushes: takes bytes over (malloc) in any case. False where there is no room; the message has gone nowhere then. */
+/* Pushes: takes bytes over (malloc) in any case. False where there is no room, here or on the way to the others; the message has gone nowhere
+ * then. What others push and what finds no room here is lost for this process, counted and logged. */
 bool channels_push(struct channels *cs, const char *name, size_t name_length, char *bytes, size_t length)
 	__attribute__((warn_unused_result));
-
-/* A message of another process: is queued in any case, as whoever brings it brings no more in a turn than what is delivered in one. Takes
- * bytes over (malloc). */
-void channels_receive(struct channels *cs, const char *name, size_t name_length, char *bytes, size_t length);
 
 /* The number of the last message. Who joins now is to hear what has a greater one. */
 uint64_t channels_last(const struct channels *cs);

@@ -15,14 +15,16 @@
 #include "problems.h"
 #include "value.h"
 
-/* How the bytes of a connection flow; the same for accepted and outgoing ones. */
+/* How the bytes of a connection flow, and what is logged of it; the same for accepted and outgoing ones. */
 struct flow {
 	uint64_t idle_timeout_ns;                   /* 0: none */
+	uint64_t first_byte_timeout_ns;             /* limit of the silence that an accepted connection begins with, 0: none */
 	uint64_t linger_timeout_ns;                 /* limit of a close after writing */
 	size_t low_water, high_water, max_outbound; /* bytes */
 	bool nodelay;
 	int keepalive;                           /* -1: off, 0: on with the system's times, else idle seconds before the first probe */
 	int keepalive_interval, keepalive_count; /* seconds between probes, and how many; 0: the system's; set by scripts only */
+	int log_level;                           /* as in struct log_context: 0: the log's, else 1 + an enum log_level */
 };
 
 /* A certificate for clients that ask for that name. */
@@ -81,6 +83,7 @@ struct connect_conf {
 	uint64_t connect_timeout_ns;
 	uint64_t reconnect_ns; /* wait after an end before the next attempt; meaningful with has_reconnect */
 	bool has_reconnect;
+	bool each_process;
 	char *bind;           /* local "host:port", or NULL */
 	int proxy_protocol;   /* version of the PROXY header to begin with, 0: none */
 	struct tls_conf *tls; /* NULL: plain */
@@ -92,15 +95,18 @@ struct config {
 	struct strings handlers;           /* folders, absolute or relative to the working directory */
 	char *user, *group;                /* NULL: stay who we are */
 	char *pid_file;                    /* NULL: none */
+	char *control;                     /* NULL: the default place, if there is one */
+	bool control_eval;
 	char *lua_path, *lua_cpath;        /* NULL: none */
 	struct strings nameservers;        /* "address" or "address:port"; none: those of the system */
 	uint64_t memory_limit, max_queued; /* bytes */
-	uint64_t channel_queue;            /* bytes */
-	uint64_t callback_time_ns, drain_timeout_ns, reload_timeout_ns;
-	int64_t generations, processes;
+	uint64_t channel_queue, shared_size; /* bytes */
+	uint64_t callback_time_ns, slow_callback_ns, hang_timeout_ns, drain_timeout_ns, reload_timeout_ns, upgrade_timeout_ns;
+	int64_t generations, processes; /* processes 0: "auto", see config_processes */
 	bool unsafe;
 	enum log_level log_level;
 	enum log_format log_format;
+	uint64_t log_repeats;
 	char *log_file; /* NULL: standard error */
 	struct listen_conf *listens;
 	size_t listen_count;
@@ -109,7 +115,7 @@ struct config {
 };
 
 /* A "name=value" from the command line or the environment that goes before the file. Top-level options but lists only; those of log are
- * "log_level", "log_format", "log_file". */
+ * "log_level", "log_format", "log_file", "log_repeats". */
 struct override {
 	const char *name;   /* option */
 	const char *value;  /* as text */
@@ -146,6 +152,9 @@ void flow_defaults(struct flow *flow);
 
 /* The whole effective configuration as JSON, every option of the schema included. */
 void config_dump_json(const struct config *config, FILE *to);
+
+/* How many processes are to serve. */
+unsigned config_processes(const struct config *config);
 
 /* The options that differ between two configs and cannot change while running (user, group, pid_file, …); for each one a line in
  * problems ("reactord.conf: 'user' cannot change in a reload: restart the daemon"). */

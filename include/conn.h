@@ -150,6 +150,7 @@ struct conn {
 	bool held;             /* does not read: whoever takes its input has no room */
 	bool eof_relayed;      /* a relay has passed the peer's end on: the connection goes on for its output */
 	bool eof;              /* the peer's end has been seen */
+	bool heard;            /* the peer has sent something for us */
 	bool shut_asked, shut; /* FIN asked for; sent */
 	bool filter_finished;  /* the filter has had its last word */
 	bool finishing;        /* conn_finish was called */
@@ -184,9 +185,10 @@ struct conn {
 /* All connections of a loop. */
 struct conns {
 	struct loop *loop;
+	struct stats *stats; /* where they are counted: the loop's, unless somebody puts another in its place while there are none */
 	struct conn *all;
 	size_t count;
-	uint64_t last_signature;         /* given to a connection's user; never twice in a process */
+	uint64_t signatures;             /* how many conns_signature has given */
 	size_t queued, max_queued;       /* unsent bytes of all of them, and their limit */
 	struct conn *dirty, **dirty_end; /* lists in the order of marking */
 	struct conn *ending, **ending_end;
@@ -195,6 +197,9 @@ struct conns {
 
 struct conns *conns_new(struct loop *loop, size_t max_queued) __attribute__((warn_unused_result));
 void conns_free(struct conns *conns); /* there must be none left */
+
+/* A number for a connection's user: never twice in a process, nor in two processes at once. */
+uint64_t conns_signature(struct conns *conns);
 
 /* A connection without a descriptor yet: output may be queued. flow is copied. */
 struct conn *conn_new(struct conns *conns, const struct flow *flow, const struct conn_events *events, void *user)

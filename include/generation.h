@@ -8,6 +8,7 @@
 #include "lua_conn.h"
 #include "lua_net.h"
 #include "runtime.h"
+#include "sources.h"
 #include "spread.h"
 #include "timer.h"
 
@@ -46,6 +47,7 @@ struct generation {
 	uint64_t number;
 	struct shared_config *shared;
 	struct config *config; /* shared's */
+	struct sources *sources; /* what its handlers were loaded from */
 	struct vm *vm;
 	struct lua_acceptor *acceptors; /* one a listen block, in the config's order */
 	struct receiver *receivers;     /* one a listen block, in use for udp:// alone */
@@ -60,9 +62,9 @@ struct generation {
 struct shared_config *shared_config_new(struct config *config);
 void shared_config_release(struct shared_config *shared);
 
-/* Loads the handlers of a configuration into a new VM. NULL when anything is wrong; all of it is in problems. is_script: for
+/* Loads the handlers of a configuration into a new VM: files that are in sources from there, the others are added to them. NULL when anything is wrong; all of it is in problems. is_script: for
  * reactord run. */
-struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, uint64_t number, bool is_script,
+struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, struct sources *sources, uint64_t number, bool is_script,
                                   const struct vm_host *host, void *host_data, struct problems *problems)
 	__attribute__((warn_unused_result));
 

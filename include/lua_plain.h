@@ -28,4 +28,7 @@ void plain_check(lua_State *L, int index, const char *name, struct plain *to);
 /* Pushes what was encoded; raises for want of memory, or where the bytes are none of ours. */
 void plain_push(lua_State *L, const char *bytes, size_t length);
 
+/* The same, and frees the bytes in any case. */
+void plain_push_taken(lua_State *L, char *bytes, size_t length);
+
 #endif

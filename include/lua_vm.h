@@ -17,9 +17,11 @@
 #include "log.h"
 #include "loop.h"
 #include "resolver.h"
+#include "timer.h"
 #include "tls.h"
 
 struct channels;
+struct sources;
 struct processes;
 struct vm;
 struct vm_block;
@@ -30,6 +32,7 @@ struct lua_subscription;
 struct lua_timer;
 struct watches;
 struct socket_inheritance;
+struct store;
 struct lua_lookup;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
@@ -56,6 +59,7 @@ struct vm_options {
 	struct resolver *resolver;
 	struct processes *processes;
 	struct channels *channels;
+	struct store *store;
 	struct guard *guard;
 	struct tls_contexts *tls;
 	const struct vm_host *host;
@@ -65,6 +69,7 @@ struct vm_options {
 	const char *library_dir;     /* the shipped handlers and em/ */
 	bool is_script;              /* reactord run: print writes to standard output, nothing is "loading" */
 	uint64_t generation;
+	struct sources *sources; /* the texts of its files, filled while handlers load; borrowed; NULL: every file is read when it is wanted */
 };
 
 struct vm {
@@ -80,8 +85,12 @@ struct vm {
 	unsigned depth;              /* callbacks entered and not left */
 	struct vm_call *call;        /* the one that runs, NULL: none */
 	volatile bool overrun;       /* the running callback has used up its time and must end */
+	volatile bool slow;          /* it has taken longer than slow_callback */
+	char *slow_traceback;        /* where it was then, as soon as that is known */
 	size_t memory, memory_limit; /* bytes */
 	bool exhausted;              /* told the host */
+	bool collect_wanted;         /* memory ran out since the last full collection */
+	struct timer collect;        /* until when there is no other one */
 	bool loading;                /* handler files load: nothing may be opened */
 	bool retired;                /* a newer generation has taken over */
 	bool closing;                /* what it has open is being ended: nothing is opened any more */
@@ -177,7 +186,8 @@ void vm_error_text(lua_State *L);
 /* Logs an error that was caught elsewhere (a listener's) as a callback's error, with all that follows from it. */
 void vm_report(struct vm *vm, struct vm_subject *subject, const char *callback, const char *message);
 
-/* The guard's on_overrun for all VMs. */
+/* The guard's on_slow and on_overrun for all VMs. */
+void vm_on_slow(void *vm);
 void vm_on_overrun(void *vm);
 
 #endif

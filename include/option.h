@@ -49,7 +49,7 @@ struct option_def {
 	const char *fallback;       /* the default, as it is written in a file */
 	double min, max;            /* of numbers */
 	const char *const *choices; /* ends with NULL */
-	const char *wanted;         /* the bounds of an integer in words of its own, or NULL */
+	bool automatic;             /* an integer may also be "auto", which is 0 */
 	bool reloadable;            /* may differ after a reload */
 	const char *help;           /* a sentence without its dot */
 };

@@ -29,9 +29,9 @@ struct ports {
 	bool from_master, silent; /* all but fd:// come from there; the log does not hear of them */
 };
 
-/* The ports for a configuration, one a block: those open already, the others opened, an entry NULL where that failed. New ones accept nothing yet
- * if paused. rights_gone: we have given up our rights, which is why a port may be refused. The caller frees the array. */
-struct port **ports_open(struct ports *p, const struct config *config, bool paused, bool rights_gone, struct problems *problems)
+/* The ports for a configuration, one a block: those open already, the others opened, an entry NULL where that failed. New ones accept nothing yet.
+ * rights_gone: we have given up our rights, which is why a port may be refused. The caller frees the array. */
+struct port **ports_open(struct ports *p, const struct config *config, bool rights_gone, struct problems *problems)
 	__attribute__((warn_unused_result));
 
 /* Closes those that ports_open has opened newly, and frees the array. */
@@ -42,6 +42,13 @@ void ports_commit(struct ports *p, const struct config *config, struct port **op
 
 /* Gives socket files to a user, so that they may be removed and changed after rights were given up. */
 void ports_give(struct ports *p, uid_t uid, gid_t gid);
+
+/* Leaves the sockets to the next process, or takes that back. */
+void ports_leave(const struct ports *p, struct legacy *legacy);
+void ports_keep(struct ports *p);
+
+/* Accepts no more. False while PROXY headers are waited for, whose connections ports_close would cut off. */
+bool ports_retire(struct ports *p);
 
 void ports_resume(struct ports *p);
 void ports_log(const struct ports *p); /* "listening on …", for each */

@@ -14,6 +14,7 @@
 #include "process.h"
 #include "resolver.h"
 #include "scoreboard.h"
+#include "store.h"
 #include "tls.h"
 #include "watch.h"
 
@@ -26,10 +27,13 @@ struct runtime {
 	struct resolver *resolver;
 	struct processes *processes;
 	struct channels *channels;
+	struct store *store; /* em.shared's */
 	struct guard *guard;
 	struct activation *activation;
 	struct tls_contexts *tls;
-	char *library_dir; /* shipped handlers and em/ */
+	rlim_t descriptor_limit; /* soft, as it was before we raised it: other programs get that */
+	struct timer repeats; /* when the log tells how often an event was repeated */
+	char *library_dir;    /* shipped handlers and em/ */
 };
 
 /* Makes it; the process takes the score over, and activation is taken over in any case. False with a reason (caller frees). */

@@ -35,8 +35,10 @@ struct series {
 
 /* One process. */
 struct score {
+	size_t number;          /* its place on the board */
 	pid_t pid;              /* 0: none has ever been */
 	uint64_t started_s;     /* wall clock */
+	uint64_t began_ns;      /* the same moment by CLOCK_MONOTONIC */
 	uint64_t generation;    /* of handlers that serves */
 	uint64_t turn_began_ns; /* CLOCK_MONOTONIC: since then the loop has not slept; 0: it sleeps */
 	struct stats stats;
@@ -52,13 +54,20 @@ struct score {
 
 /* All of them. */
 struct scoreboard {
+	uint64_t began_ns; /* when it was made, by CLOCK_MONOTONIC */
 	size_t count;
-	struct score *scores;
+	struct score scores[];
 };
 
 /* Room for that many processes, shared with every child forked from now on; NULL with errno. */
 struct scoreboard *scoreboard_new(size_t count) __attribute__((warn_unused_result));
 void scoreboard_free(struct scoreboard *board);
+
+/* The board that a score is on. */
+const struct scoreboard *scoreboard_of(const struct score *score);
+
+/* One row of stats_rows over all processes. */
+uint64_t scoreboard_total(const struct scoreboard *board, const struct stats_row *row);
 
 /* How long others may have to wait for the process: its longest turn of late, or the one that runs. now_ns is of the monotonic clock. */
 uint64_t score_lag(const struct score *score, uint64_t now_ns);

@@ -7,11 +7,14 @@
 
 #include <stdbool.h>
 
+#include "control.h"
 #include "generation.h"
+#include "pidfile.h"
 #include "ports.h"
 #include "runtime.h"
 #include "settings.h"
 #include "spread.h"
+#include "upgrade.h"
 
 enum service_state { SERVING, DRAINING, STOPPED };
 
@@ -33,7 +36,14 @@ struct service {
 	double drain_s; /* em.stop's; < 0: the configuration's */
 	struct spread last_days; /* of a drain */
 	struct loop_hook at_end;
-	struct sig *watches[4];
+	struct sig *watches[5];
+	struct pidfile *pid_file; /* the process's, borrowed; NULL: it has none */
+	struct upgrade upgrade;
+	bool upgrade_asked, replaced; /* replaced: a new process serves now */
+	struct control *control;                      /* NULL: none */
+	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
+	size_t told_left;                             /* connections of which stoppers know that they are left */
+	uint64_t told_ns;                             /* since when */
 	int status;
 	void (*on_stop)(struct service *s, double drain_s, int status); /* em.stop is told also to whom it may concern; NULL: to nobody */
 	void *user;
@@ -46,8 +56,9 @@ bool service_open(struct service *s, const struct service_options *options, cons
 /* Frees everything that is left. */
 void service_close(struct service *s);
 
-/* Builds a generation from a configuration and opens the ports that it wants; false with all problems, and nothing has changed then. */
-bool service_prepare(struct service *s, struct shared_config *shared, struct prepared *p, struct problems *problems)
+/* Builds a generation from a configuration and those sources (see sources.h) and opens the ports that it wants; false with all problems, and nothing has changed then. */
+bool service_prepare(struct service *s, struct shared_config *shared, struct sources *sources, struct prepared *p,
+                     struct problems *problems)
 	__attribute__((warn_unused_result));
 void service_commit(struct service *s, struct prepared *p);
 void service_abort(struct service *s, struct prepared *p);

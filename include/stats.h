@@ -8,7 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* X(name, kind, help): a counter only grows, a gauge is a level. */
+/*
+ * X(name, kind, help): a counter only grows, a gauge is a level; those of several processes are added up. A common counter or a common
+ * level is of things that all processes do or have together: they count the same.
+ */
 #define STATS(X)                                                                                                    \
 	X(connections_accepted, counter, "connections accepted")                                                        \
 	X(connections_opened, counter, "outgoing connections established")                                              \
@@ -19,12 +22,12 @@
 	X(tls_failures, counter, "connections ended by TLS")                                                            \
 	X(proxy_headers_refused, counter, "connections closed for want of a proper PROXY header from a proxy we trust") \
 	X(connections, gauge, "connections open now")                                                                   \
-	X(listeners, gauge, "listeners open now")                                                                       \
+	X(listeners, level, "listeners open now")                                                                       \
 	X(timers, gauge, "timers of scripts that wait now")                                                             \
 	X(references, gauge, "values that the daemon holds for scripts now")                                            \
 	X(children, gauge, "child processes alive now, or whose connection still is")                                   \
 	X(children_started, counter, "child processes started")                                                         \
-	X(generations, gauge, "generations of handlers alive now")                                                      \
+	X(generations, level, "generations of handlers alive now")                                                      \
 	X(handovers, counter, "connections handed over to new code")                                                    \
 	X(handovers_failed, counter, "connections that stayed on old code because their hand-over failed")              \
 	X(bytes_in, counter, "bytes received")                                                                          \
@@ -37,16 +40,20 @@
 	X(bytes_queued, gauge, "bytes waiting to be sent")                                                              \
 	X(messages_pushed, counter, "messages pushed on named channels")                                                \
 	X(messages_refused, counter, "messages for which named channels had no room")                                   \
+	X(messages_missed, counter, "messages of other processes that this one was too slow for")                       \
 	X(messages_queued, gauge, "messages on named channels that wait to be delivered")                               \
 	X(lua_memory, gauge, "bytes that scripts have in use now")                                                      \
 	X(callbacks, counter, "callbacks entered")                                                                      \
 	X(handler_errors, counter, "errors raised in callbacks")                                                        \
 	X(callbacks_stopped, counter, "callbacks stopped for running too long")                                         \
+	X(callbacks_slow, counter, "callbacks that took longer than slow_callback")                                     \
 	X(limits_met, counter, "connections ended by a limit on their output")                                          \
 	X(memory_replacements, counter, "generations replaced because their memory ran out")                            \
 	X(accept_pauses, counter, "pauses of accepting for want of descriptors")                                        \
-	X(reloads, counter, "reloads carried out")                                                                      \
-	X(reloads_refused, counter, "reloads refused")                                                                  \
+	X(reloads, common, "reloads carried out")                                                                      \
+	X(reloads_refused, common, "reloads refused")                                                                  \
+	X(upgrades, common, "upgrades carried out, over all processes that have followed each other")                  \
+	X(upgrades_refused, common, "upgrades refused")                                                                  \
 	X(turns, counter, "turns of the loop")
 
 struct stats {
@@ -60,6 +67,7 @@ struct stats_row {
 	const char *name;
 	const char *help;
 	bool gauge;
+	bool common;   /* the same in all processes: not to be added up */
 	size_t offset; /* of the uint64_t in struct stats */
 };
 

@@ -12,7 +12,7 @@ for _, name in ipairs {
   "attach_server", "bind_connect", "cancel_timer", "channel", "connect", "connect_unix_domain", "connection_count", "current_time",
   "disable_proxy", "enable_proxy", "error_handler", "get_timer_count", "listen", "log", "next_tick", "on_signal",
   "open_datagram_socket", "open_keyboard", "popen", "process", "reactor_running", "reconnect", "set_descriptor_table_size",
-  "set_effective_user", "ssl", "start_server", "start_unix_domain_server", "stop", "stop_event_loop", "stop_server", "stopping",
+  "set_effective_user", "shared", "ssl", "start_server", "start_unix_domain_server", "stop", "stop_event_loop", "stop_server", "stopping",
   "uuid", "watch", "watch_file", "watch_process",
 } do
   em[name] = core[name]

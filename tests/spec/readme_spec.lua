@@ -95,11 +95,23 @@ describe("the README", function()
 
   it("has every counter", function()
     local counters, count = rows(section "## Logs and counters"), 0
-    for name, help in text_of("include/stats.h"):gmatch('X%(([%l_]+), %l+, "([^"]*)"%)') do
+    for name, help in text_of("include/stats.h"):gmatch('X%(([%l_]+), [%l_]+, "([^"]*)"%)') do
       count = count + 1
       assert.equal(help, counters[name], name)
     end
     assert.is_true(count > 10)
+  end)
+
+  it("has every command of the control socket, and no other", function()
+    local commands, count = rows(section "## Control"), 0
+    for name, argument, help in text_of("include/command.h"):gmatch('X%("([%l-]+)", "?([%u]+)"?, "([^"]*)"%)') do
+      count = count + 1
+      if argument ~= "NULL" then name = name .. " " .. argument end
+      assert.equal(help, commands[name], name)
+      commands[name] = nil
+    end
+    assert.is_true(count > 10)
+    for name in pairs(commands) do assert.is_nil(name:match("^%l"), name .. " is no command") end
   end)
 
   it("has every function, method and callback, and no other", function()

@@ -125,6 +125,8 @@ return function(handler, listen)
 listen "tcp://127.0.0.1:%d" { handler = "h", %s }
 listen "unix://%s" { handler = "control" }
 %s]]):format(port, options.listen or "", s.control_path, more)
+  options.env = options.env or {}
+  options.env.REACTORD_LOG_REPEATS = options.env.REACTORD_LOG_REPEATS or "0" -- what is said again is said again
   s.d = t.start(options)
   return s
 end

@@ -49,7 +49,7 @@ describe("a named channel", function()
     a:expect('news "more"\n')
     assert.equal(1001, #s:said())
     s.d:stop()
-    assert.is_truthy(s.d:log():find("messages_pushed=1002 messages_refused=0 messages_queued=0", 1, true))
+    assert.is_truthy(s.d:log():find("messages_pushed=1002 messages_refused=0 messages_missed=0 messages_queued=0", 1, true))
   end)
 
   it("brings plain data as it was", function()
@@ -248,7 +248,7 @@ describe("a named channel", function()
     assert.equal(pushed * 1000 + 1000000, s:eval [[ assert(em.channel("c"):push(("x"):rep(1000000))) assert(not em.channel("c"):push(1)) ]]
       or s:eval "return x.sum")
     s.d:stop()
-    assert.is_truthy(s.d:log():find("messages_refused=2 messages_queued=0", 1, true))
+    assert.is_truthy(s.d:log():find("messages_refused=2 messages_missed=0 messages_queued=0", 1, true))
   end)
 
   it("delivers a long queue over several turns, so that others have theirs", function()
@@ -321,7 +321,8 @@ describe("a named channel", function()
     end
     local c = s:connect()
     local before = round(20)
-    assert.is_true(round(t.full and 200 or 40) < before + 4 * 1024 * 1024 * (t.sanitized and 20 or 1))
+    local after = round(t.full and 200 or 40)
+    assert.is_true(t.sanitized or after < before + 4 * 1024 * 1024, "it has grown") -- sanitizers keep freed memory and see leaks themselves
     c:close()
   end)
 end)

@@ -168,7 +168,8 @@ connect "tcp://127.0.0.1:9" { handler = "good", reconnect = 5, bind = "127.0.0.1
     -- What the shipped configuration says of them, as the table of options has it.
     local defaults = {
       top = {
-        user = json.null, group = json.null, pid_file = json.null, processes = 1, memory_limit = 1 << 30, max_queued = 1 << 30,
+        user = json.null, group = json.null, pid_file = json.null, control = json.null, control_eval = false, processes = 1,
+        memory_limit = 1 << 30, max_queued = 1 << 30,
         callback_time = 1, drain_timeout = 30, reload_timeout = 3600, generations = 4, unsafe = false, lua_path = json.null,
         lua_cpath = json.null, nameservers = {},
       },

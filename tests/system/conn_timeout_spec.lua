@@ -262,3 +262,66 @@ describe("the limit of connecting", function()
     s.d:stop()
   end)
 end)
+
+describe("the limit of the first byte", function()
+  t.auto()
+
+  it("ends who says nothing, and nobody who has said something", function()
+    local s = serve(timed .. "return H", "first_byte_timeout = 0.3")
+    local talker = s:connect()
+    talker:send("x")
+    s:connect():expect_eof()
+    s:expects { "ETIMEDOUT first byte timeout" }
+    local after = s:eval "return x.after"
+    assert.is_true(after >= 0.3 and after < 0.3 + t.seconds(0.3), after)
+    talker:expect_silence(0.2)
+    talker:send("x"):close()
+    s:expects { "ETIMEDOUT first byte timeout", "nil eof" }
+    s.d:stop()
+  end)
+
+  it("counts what comes after a TLS handshake alone", function()
+    local tls = require "tests.support.tls"
+    local s = serve(timed .. "return H", "first_byte_timeout = 0.3, tls = { self_signed = true }")
+    local c = assert(tls.connect(s.port, { verify = "none" }))
+    s:expects { "ETIMEDOUT first byte timeout" }
+    c:close()
+    s.d:stop()
+  end)
+
+  it("waits for one who is not listened to, and leaves other ends alone", function()
+    local s = serve([[
+      local H = {}
+      function H:post_init()
+        x.conn = self
+        if x.close then return self:close_connection_after_writing() end
+        self:pause()
+      end
+      function H:receive_data(d) self:send_data(d) end
+      function H:unbind(err, why) say(("%s %s"):format(err, why)) end
+      return H]], "first_byte_timeout = 0.1, linger_timeout = 0.4")
+    local c = s:connect()
+    c:send("word")
+    c:expect_silence(0.3)
+    s:eval "x.conn:resume() x.close = true"
+    c:expect("word")
+    c:close()
+    s:expects { "nil eof" }
+    local began = t.now()
+    s:connect() -- and does not close
+    s:expects { "nil eof", "ETIMEDOUT linger timeout" }
+    assert.is_true(t.now() - began >= 0.4)
+    s.d:stop()
+  end)
+
+  it("is none by default, and not for outgoing connections and datagrams", function()
+    local r = t.reactord { "-t", "-c", t.write("c.conf", 'connect "tcp://127.0.0.1:1" { handler = "echo", first_byte_timeout = 1 }\n'
+      .. 'listen "udp://127.0.0.1:1" { handler = "echo", first_byte_timeout = 1 }') }
+    assert.equal(1, r.status)
+    assert.matches("unknown option 'first_byte_timeout' in connect", r.err, 1, true)
+    assert.matches("'first_byte_timeout' in listen \"udp://127.0.0.1:1\": only a stream socket has it", r.err, 1, true)
+    local s = serve(timed .. "return H")
+    s:connect():expect_silence(0.3)
+    s.d:stop()
+  end)
+end)

@@ -1,4 +1,4 @@
--- All kinds of connections at once: streams, TLS, relays, datagrams, children, files, watches, timers, names, with reloads in between,
+-- All kinds of connections at once: streams, TLS, relays, datagrams, children, files, watches, timers, names, channels, with reloads in between,
 -- whose callbacks do whatever a script may do. Whatever happens, each object gets one unbind, last, and nothing is left.
 local t = require "tests.support.harness"
 local serve = require "tests.support.serve"
@@ -42,6 +42,9 @@ local commands = {
   { "head", "-c", "300000", "/dev/zero" }, { "true" }, { "/missing" }, { "sh", "-c", "exec >&-; sleep 0.1" }, { "sleep", "0.1" },
   { "sh", "-c", "sleep 0.2 & echo x" }, { "sh", "-c", "head -c 100000 /dev/zero >&2; cat" },
 }
+local channels = { "a", "b", "c", "d", "e", "f" }
+local data = { true, 1, ('d'):rep(5000), { 1, 2, { x = 'y' } }, print, ('d'):rep(2000000), io.stdout }
+local ids = {} -- channel -> id of a function
 local signals = { "TERM", "KILL", "STOP", "CONT", "USR1" }
 
 local function pick(list) return list[random(#list)] end
@@ -109,6 +112,16 @@ local acts = {
   function() local f = io.open(x.path("shrinks"), "w") f:write(("s"):rep(random(300000))) f:close() end,
   function() watch_for_end(em.dns.resolve(pick(names), { type = pick { "A", "AAAA" } })) end,
   function() watch_for_end(em.dns.resolve(pick(names))) end,
+  function(c) c:subscribe(pick(channels)) end, function(c) c:subscribe(pick(channels)) end, function(c) c:unsubscribe(pick(channels)) end,
+  function() em.channel(pick(channels)):push(pick(data)) end, function() em.channel(pick(channels)):push(random(100)) end,
+  function()
+    local name = pick(channels)
+    if ids[name] then em.channel(name):unsubscribe(ids[name]) end
+    ids[name] = em.channel(name):subscribe(act_on_any)
+  end,
+  function() em.shared(pick(channels)):set(pick(channels), pick(data), random() < 0.5 and 0.01 or nil) end,
+  function() em.shared(pick(channels)):incr(pick(channels), random(10), random()) em.shared(pick(channels)):keys() end,
+  function() em.shared(pick(channels)):get(pick(channels)) em.shared(pick(channels)):delete(pick(channels)) end,
   function() em.on_signal("WINCH", random() < 0.9 and act_on_any or nil) end,
   function()
     if #servers > 3 then table.remove(servers):stop() return end
@@ -133,7 +146,7 @@ end
 local function begin(self) say("+", self.signature) enter(self) end
 function H:initialize(fd) begin(self) self.own_fd = fd self.is_child = self:get_pid() if self.is_child then kids = kids + 1 end act(self) end
 for _, name in ipairs { "post_init", "receive_data", "drained", "ssl_handshake_completed", "send_error", "receive_stderr", "file_modified",
-  "file_moved", "file_deleted", "process_exited", "notify_readable", "notify_writable", "proxy_target_unbound", "proxy_completed" } do
+  "file_moved", "file_deleted", "process_exited", "notify_readable", "notify_writable", "receive_message", "proxy_target_unbound", "proxy_completed" } do
   H[name] = function(self)
     if self.dead then say("bad", name, self.signature) end
     act(self)
@@ -310,6 +323,7 @@ describe("a storm of all kinds", function()
   end
 
   it("leaves nothing behind", function()
+    s:eval [[ em.shared("a"):keys() ]] -- from now on the store is open
     local baseline, count = s.d:fds(), s:eval "return em.connection_count()"
     rage(t.full and 60 or 2.5)
     assert.equal("ed", reload(calm))

@@ -163,6 +163,127 @@ describe("the log", function()
     d:stop()
   end)
 
+  -- How many events of that message the log has, those included that were only counted.
+  local function said(d, message)
+    local count = 0
+    for line in d:log():gmatch("[^\n]*") do
+      local at = line:find(message, 1, true)
+      if at and line:find("message repeated %d+ times: ", 1) then
+        count = count + tonumber(line:match("repeated (%d+) times"))
+      elseif at then
+        count = count + 1
+      end
+    end
+    return count
+  end
+
+  it("counts what is the same too often, tells how often, and hides nothing that differs", function()
+    local port, other = t.free_port(), t.free_port()
+    t.write("storm.lua", [[
+      local em = require "em"
+      local H = em.Connection:extend()
+      function H:receive_data(word)
+        if word == "fail" then error("broken") end
+        for i = 1, 500 do
+          em.log.info("same")
+          if i % 100 == 0 then em.log.info("different %d", i) end
+        end
+        self:send_data("ok\n")
+      end
+      return H]])
+    local d = t.start(('listen "tcp://127.0.0.1:%d" { handler = "storm" }\nlisten "tcp://127.0.0.1:%d" { handler = "storm" }')
+      :format(port, other))
+    t.connect(port):send("storm"):expect("ok\n")
+    t.connect(other):send("storm"):expect("ok\n")
+    for _ = 1, 60 do t.connect(port):send("fail"):expect_eof() end
+    -- The counts come by themselves.
+    t.until_true(function() return said(d, ": same [listener=tcp://127.0.0.1:" .. port) == 490 and said(d, "info same [") == 20 end, nil,
+      "the counts of info lines")
+    t.until_true(function() return said(d, "broken") >= 60 end, nil, "the count of errors")
+    for i = 100, 500, 100 do assert.equal(2, d:count_log("info different " .. i .. " ")) end
+    local written = d:count_log("error handler error: ")
+    assert.is_true(written >= 10 and written < 60, written .. " errors were written")
+    assert.matches(" info message repeated 490 times: same %[listener=tcp://127.0.0.1:" .. other
+      .. " handler=storm callback=receive_data source=[^ ]*storm.lua:%d+%]\n", d:log())
+    assert.matches(" error message repeated %d+ times: handler error: [^\n]*storm.lua:%d+: broken %[listener=tcp://127.0.0.1:" .. port
+      .. " handler=storm callback=receive_data source=[^ ]*%]\n", d:log())
+    -- And then it sleeps.
+    local before = d:wakeups()
+    t.sys.sleep(1.2)
+    assert.equal(before, d:wakeups())
+    d:stop()
+    assert.equal(60, said(d, "broken"))
+  end)
+
+  it("tells at the end how often the last event was repeated, and in a second what one callback repeats for long", function()
+    local d, port = start "repeats = 2"
+    local c = t.connect(port)
+    for _ = 1, 5 do c:send("word"):expect("ok\n") end
+    d:stop()
+    assert.equal(2, d:count_log(" warn heard word "))
+    assert.matches(" warn message repeated 3 times: heard word .*stopped: ", d:log())
+
+    local r = t.script([[
+      local em = require "em"
+      local stop = os.time() + 3
+      while os.time() < stop do em.log.warn("again") end]])
+    assert.equal(0, r.status)
+    local told = select(2, r.err:gsub("message repeated", ""))
+    assert.is_true(told >= 2 and told <= 5, told .. " counts")
+  end)
+
+  it("has every event where repeats is 0, and JSON counts too", function()
+    local d, port = start "repeats = 0"
+    local c = t.connect(port)
+    for _ = 1, 30 do c:send("word"):expect("ok\n") end
+    d:stop()
+    assert.equal(30, d:count_log(" warn heard word "))
+
+    d, port = start 'repeats = 1, format = "json"'
+    c = t.connect(port)
+    for _ = 1, 30 do c:send("word"):expect("ok\n") end
+    d:stop()
+    for _, line in ipairs(lines(d:log())) do assert.is_nil(select(3, json.decode(line))) end
+    assert.matches('"level":"warn","message":"message repeated 29 times: heard word","listener":"tcp', d:log(), 1, true)
+  end)
+
+  it("has a level for each listener and each outgoing connection", function()
+    local ports = { debug = t.free_port(), error = t.free_port(), default = t.free_port() }
+    t.write("hears.lua", handler)
+    t.write("says.lua", [[
+      local em = require "em"
+      return {
+        connection_completed = function(self, ...)
+          em.log.debug("from the client")
+          self:send_data("client")
+        end,
+      }]])
+    local text = 'log = { level = "warn" }\ndrain_timeout = 0.1\n'
+    for level, port in pairs(ports) do
+      text = text .. ('listen "tcp://127.0.0.1:%d" { handler = "hears", log_level = %q }\n'):format(port, level)
+    end
+    text = text .. ('connect "tcp://127.0.0.1:%d" { handler = "says", log_level = "debug" }\n'):format(ports.error)
+    local d = t.start { config = text, wait = false, counters = false }
+    t.until_true(function() return pcall(t.connect, ports.default) end)
+    for level, port in pairs(ports) do
+      t.connect(port):send(level):expect("ok\n")
+      t.connect(port):send("fail " .. level):expect_eof()
+    end
+    d:wait_log("debug from the client ")
+    d:stop()
+    local function levels(word)
+      local list = {}
+      for _, level in ipairs { "error", "warn", "info", "debug" } do
+        if d:log():find(" " .. level .. " heard " .. word .. " ", 1, true) then table.insert(list, level) end
+      end
+      return table.concat(list, " ")
+    end
+    assert.equal("error warn info debug", levels("debug"))
+    assert.equal("error", levels("error"))
+    assert.equal("error warn", levels("default"))
+    for level in pairs(ports) do assert.matches("handler error: [^\n]*broken: fail " .. level, d:log()) end
+  end)
+
   it("that nobody reads does not stop the daemon", function()
     local port = t.free_port()
     t.write("hears.lua", handler)

@@ -181,12 +181,28 @@ describe("as root, in a folder of somebody else's", function()
       t.path("run/x.sock"), text, t.path("copy/handlers")), wait = false }
   end
 
-  it("a log file that is a link to another file does not make that one the user's", function()
-    assert(lfs.link("../victim", t.path("run/x.log"), true))
-    local d = start 'log = { file = "run/x.log" }'
-    t.until_true(function() return t.read("victim"):find("ready", 1, true) end)
-    assert.equal(0, lfs.attributes(t.path("victim"), "uid"))
-    assert.matches("log file [^\n]*x.log is a link: its owner stays", t.read("victim"))
+  it("a log file that is another file, by whatever link, is not written to: the start is refused", function()
+    t.write("victim", "as it was\n")
+    assert(lfs.link("../victim", t.path("run/symbolic.log"), true))
+    assert(lfs.link(t.path("victim"), t.path("run/hard.log")))
+    assert(lfs.link("..", t.path("run/folder"), true))
+    for name, why in pairs {
+      ["symbolic.log"] = "Too many levels of symbolic links: there is a symbolic link in this path, which root does not follow here",
+      ["hard.log"] = "Too many links: the file has several names, of which root trusts none",
+      ["folder/new.log"] = "Too many levels of symbolic links: ",
+    } do
+      local d = start(('log = { file = "run/%s" }'):format(name))
+      d.unchecked = true
+      assert.equal(1, (d:wait()))
+      assert.is_truthy(d:log():find(name .. ": " .. why, 1, true), name .. ": " .. d:log())
+    end
+    assert.equal("as it was\n", t.read("victim"))
+    assert.is_nil(t.read("new.log"))
+  end)
+
+  it("the log may be what the system links to in /dev", function()
+    local d = start 'log = { file = "/dev/stderr" }'
+    d:wait_log("ready")
     d:kill()
   end)
 

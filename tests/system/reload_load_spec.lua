@@ -1,16 +1,35 @@
--- Reloads under load: while 100 connections have every byte checked and others come and go, the daemon is told to reload over and over,
--- one time in five with a broken handler. No byte may be lost, nobody refused, and neither descriptors nor memory may grow.
+-- Reloads under load: while plain, TLS and Unix connections have every byte checked and others come and go, the daemon is told to reload
+-- over and over, one time in five with a broken handler. No byte may be lost, nobody refused, and neither descriptors nor memory may grow.
 local t = require "tests.support.harness"
+local pki = require "tests.support.pki"
+local tls = require "tests.support.tls"
 local socket = require "socket"
 local sys = t.sys
 
-local connections = 100
+local kinds = { -- how many of each; of the plain ones half are on the port of a script
+  { name = "plain", count = t.full and 300 or 60 },
+  { name = "tls", count = t.full and 100 or 20 },
+  { name = "unix", count = t.full and 50 or 10 },
+}
 local reloads = t.full and 1000 or 50
-local longest_life = t.full and 80 or 8 -- good reloads that a connection sees at most; `generations` is more
+local generations = { [false] = 100, [true] = 2 } -- where all move nobody is left behind
+local short_lives = t.full and 80 or 8 -- good reloads that a connection sees at most, fewer than `generations`, where none moves
 local window = 12000                    -- bytes on their way in one connection
 
+-- All of the load: checked connections by descriptor, and what has happened so far.
+local load
+
+-- The part of a handler that moves its connections into new code.
+local moving = [[
+function Echo:handover() return { beats = self.beats, moves = self.moves or 0 } end
+function Echo:takeover(state)
+  self.beats, self.moves = state.beats, state.moves + 1
+  self.beat = self:add_periodic_timer(0.05, function(c) c.beats = (c.beats or 0) + 1 end)
+end
+]]
+
 -- Handlers that work, each a bit different, and such that do not.
-local function good_handler(number, port)
+local function good_handler(number)
   return ([[
 local em = require "em"
 local Echo = em.Connection:extend()
@@ -18,12 +37,13 @@ local words = {}
 for i = 1, %d do words[i] = "word " .. i end
 function Echo:post_init() self.beat = self:add_periodic_timer(0.05, function(c) c.beats = (c.beats or 0) + 1 end) end
 function Echo:receive_data(data) self:send_data(data) end
+%s
 em.run(function()
   em.add_periodic_timer(0.05, function() words[1] = "beat" end)
-  assert(em.start_server("127.0.0.1", %d, Echo))
+  assert(em.start_server("127.0.0.1", %d, "echo"))
 end)
 return Echo
-]]):format(number % 50 + 1, port)
+]]):format(number % 50 + 1, load.moves and moving or "", load.ports[2])
 end
 
 local broken_handlers = {
@@ -45,9 +65,6 @@ do
   pattern = pattern .. pattern .. pattern
 end
 
--- All of the load: checked connections by descriptor, and what has happened so far.
-local load
-
 local function fail(format, ...)
   error(("after %d reloads: " .. format):format(load.done, ...), 0)
 end
@@ -62,12 +79,51 @@ local function connect(port)
   return sock
 end
 
+local function connect_unix()
+  local sock = socket.unix()
+  if not sock:connect(load.path) then fail("a connection was not accepted") end
+  load.connected = load.connected + 1
+  return sock
+end
+
+-- What the kinds of connections do in their own ways: send and receive answer like those of sys.
+local methods = {
+  plain = {
+    connect = function() return connect(load.ports[1 + load.connected % 2]) end,
+    send = function(c, bytes) return sys.send(c.fd, bytes) end,
+    receive = function(c) return sys.recv(c.fd, 65536) end,
+    finish = function(c) assert(sys.shutdown(c.fd)) end,
+  },
+  tls = {
+    connect = function()
+      load.connected = load.connected + 1
+      local sock = assert(tls.connect(load.tls_port, { cafile = load.ca.cert, verify = "peer" })).sock
+      sock:settimeout(0)
+      return sock
+    end,
+    send = function(c, bytes)
+      local taken, why, before = c.sock:send(bytes)
+      taken = taken or before
+      if taken and taken > 0 then return taken end
+      return nil, why, (why == "wantwrite" or why == "timeout") and "EAGAIN" or why
+    end,
+    receive = function(c)
+      local bytes, why, part = c.sock:receive(16384)
+      bytes = bytes or part
+      if bytes and bytes ~= "" then return bytes end
+      if why == "closed" then return "" end
+      return nil, why, (why == "wantread" or why == "timeout") and "EAGAIN" or why
+    end,
+  },
+}
+methods.unix = setmetatable({ connect = connect_unix }, { __index = methods.plain })
+
 -- Sends until enough is on its way.
 local function top_up(c)
   while not c.closing and c.sent - c.received < window do
     local from = (c.start + c.sent) % period + 1
     local length = 1 + (c.sent * 7 + c.start) % 5000
-    local taken, _, code = sys.send(c.fd, pattern:sub(from, from + length - 1))
+    local taken, _, code = c:send(pattern:sub(from, from + length - 1))
     if not taken then
       if code ~= "EAGAIN" then fail("sending failed: %s", code) end
       return
@@ -76,31 +132,41 @@ local function top_up(c)
   end
 end
 
-local function open_checked()
-  local sock = connect(load.ports[1 + load.connected % 2])
-  local life = 1 + load.connected * 31 % longest_life
-  local c = { sock = sock, fd = sock:getfd(), start = load.connected * 1009 % period, sent = 0, received = 0, ends = load.good + life }
+local function open_checked(kind)
+  local sock = methods[kind].connect()
+  local life = 1 + load.connected * 31 % (load.moves and 2 * reloads or short_lives)
+  local c = setmetatable({ kind = kind, sock = sock, fd = sock:getfd(), start = load.connected * 1009 % period, sent = 0, received = 0,
+    ends = load.good + life }, { __index = methods[kind] })
   load.open[c.fd] = c
   top_up(c)
 end
 
+-- One that has no half-close of its own is closed when all has come back.
+local function drop(c)
+  c.sock:close()
+  load.open[c.fd] = nil
+  if not load.ending then open_checked(c.kind) end
+end
+
 -- Takes what has come and checks it; false at the end, which must be the one that we asked for.
 local function check(c)
-  local bytes, _, code = sys.recv(c.fd, 65536)
-  if not bytes then
-    if code == "EAGAIN" then return true end
-    fail("a connection has failed: %s", code)
+  while true do
+    local bytes, _, code = c:receive()
+    if not bytes then
+      if code == "EAGAIN" then return true end
+      fail("a connection has failed: %s", code)
+    end
+    if bytes == "" then
+      if not c.closing then fail("a %s connection was closed by the daemon", c.kind) end
+      if c.received ~= c.sent then fail("%d bytes did not come back", c.sent - c.received) end
+      return false
+    end
+    local from = (c.start + c.received) % period + 1
+    if bytes ~= pattern:sub(from, from + #bytes - 1) then fail("wrong bytes came back") end
+    c.received = c.received + #bytes
+    load.bytes = load.bytes + #bytes
+    if c.kind ~= "tls" then return true end -- that one may have more in memory
   end
-  if bytes == "" then
-    if not c.closing then fail("a connection was closed by the daemon") end
-    if c.received ~= c.sent then fail("%d bytes did not come back", c.sent - c.received) end
-    return false
-  end
-  local from = (c.start + c.received) % period + 1
-  if bytes ~= pattern:sub(from, from + #bytes - 1) then fail("wrong bytes came back") end
-  c.received = c.received + #bytes
-  load.bytes = load.bytes + #bytes
-  return true
 end
 
 -- Reads from all that have something for us. Connections whose time has come end in an orderly way, others take their place.
@@ -110,12 +176,12 @@ local function pump(seconds)
   for _, fd in ipairs(sys.poll(fds, "r", seconds)) do
     local c = load.open[fd]
     if not check(c) then
-      c.sock:close()
-      load.open[fd] = nil
-      if not load.ending then open_checked() end
+      drop(c)
+    elseif c.closing and not c.finish and c.received == c.sent then
+      drop(c)
     elseif not c.closing and (load.ending or load.good >= c.ends) then
       c.closing = true
-      assert(sys.shutdown(fd))
+      if c.finish then c:finish() elseif c.received == c.sent then drop(c) end
     else
       top_up(c)
     end
@@ -149,22 +215,32 @@ end
 describe(("%d reloads under load"):format(reloads), function()
   t.auto()
 
-  it("lose no byte, refuse nobody, and leave nothing behind", function()
-    load = { open = {}, ports = { t.free_port(), t.free_port() }, connected = 0, bytes = 0, good = 0, done = 0 }
-    t.write("echo.lua", good_handler(0, load.ports[2]))
-    local d = t.start(('listen "tcp://127.0.0.1:%d" { handler = "echo" }\ngenerations = 100\nlog = { level = "debug" }')
-      :format(load.ports[1]))
+  local function reload_under_load(moves)
+    load = { moves = moves, open = {}, ports = { t.free_port(), t.free_port() }, tls_port = t.free_port(), path = t.path("load.sock"), connected = 0,
+      bytes = 0, good = 0, done = 0, ca = pki.authority "ca" }
+    pki.issue(load.ca, "server")
+    t.write("echo.lua", good_handler(0))
+    local d = t.start(([[
+      listen "tcp://127.0.0.1:%d" { handler = "echo" }
+      listen "tls://127.0.0.1:%d" { handler = "echo", tls = { certificate = "server.pem", private_key = "server.key" } }
+      listen "unix://load.sock" { handler = "echo" }
+      generations = %d
+      log = { level = "debug" }]]):format(load.ports[1], load.tls_port, generations[moves]))
     local log = assert(io.open(d.log_path))
     log:seek("end")
     t.until_true(function() return pcall(connect, load.ports[2]) end)
 
     local function begin()
-      for _ = 1, connections do open_checked() end
+      for _, kind in ipairs(kinds) do
+        for _ = 1, kind.count do open_checked(kind.name) end
+      end
     end
 
     local samples = {}
     local function sample()
       settle(d)
+      -- the last visitors' descriptors may take a moment
+      pcall(t.until_true, function() return #samples > 0 and d:fds() == samples[1].fds end, #samples > 0 and 5 or 0.1)
       table.insert(samples, { fds = d:fds(), rss = d:rss() / 1024 })
     end
 
@@ -172,7 +248,7 @@ describe(("%d reloads under load"):format(reloads), function()
     begin()
     for number = 1, reloads do
       local broken = number % 5 == 0
-      t.write("echo.lua", broken and broken_handlers[number // 5 % #broken_handlers + 1] or good_handler(number, load.ports[2]))
+      t.write("echo.lua", broken and broken_handlers[number // 5 % #broken_handlers + 1] or good_handler(number))
       d:signal("HUP")
       local deadline, said, rounds = t.now() + t.limit, "", 0
       repeat
@@ -206,5 +282,13 @@ describe(("%d reloads under load"):format(reloads), function()
     if t.full or os.getenv("REACTORD_FIGURES") then io.stderr:write(told, "\n") end
     assert.equal(first.fds, last.fds, told)
     if not t.sanitized then assert.is_true(last.rss <= first.rss * 1.1 + 1024, told) end
+  end
+
+  it("lose no byte, refuse nobody, and leave nothing behind", function()
+    reload_under_load(false)
+  end)
+
+  it("do so when all connections move into the new code", function()
+    reload_under_load(true)
   end)
 end)

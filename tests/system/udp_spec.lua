@@ -508,7 +508,7 @@ describe("a udp:// listener", function()
   it("is served by a new instance after an error, at once", function()
     local port = free_port()
     t.write("one.lua", speaker "one")
-    local d = t.start(('listen "udp://127.0.0.1:%d" { handler = "one" }'):format(port))
+    local d = t.start(('listen "udp://127.0.0.1:%d" { handler = "one" }\nlog = { repeats = 0 }'):format(port))
     local sock = peer()
     for i = 1, 20 do
       assert(sock:sendto("die", "127.0.0.1", port))

@@ -332,7 +332,7 @@ static void wrong_values_are_refused(void **state)
 				if (top)
 					snprintf(text, sizeof text, "local math_maxinteger = 9223372036854775807\ngroup = nil\n%s = %s", rows[i].name, *value);
 				else if (strcmp(rows[i].scope, "log") == 0)
-					snprintf(text, sizeof text, "log = {\n\n%s = %s }", rows[i].name, *value);
+					snprintf(text, sizeof text, "local math_maxinteger = 9223372036854775807; log = {\n\n%s = %s }", rows[i].name, *value);
 				else if (strcmp(rows[i].scope, "tls") == 0)
 					snprintf(text, sizeof text, "connect 'tls://h:1' {\nhandler = 'x',\ntls = { %s = %s } }", rows[i].name, *value);
 				else

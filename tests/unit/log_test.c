@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -270,6 +271,80 @@ static void auto_knows_the_journal(void **state)
 	assert_non_null(strstr(text, "Z info b\n"));
 }
 
+/* Counts the wishes to be called in a second. */
+static void on_wake(void *data)
+{
+	++*(int *)data;
+}
+
+/* Repeated events are counted, and told with what they are about; others are not held up. */
+static void repeats_are_counted(void **state)
+{
+	struct log_context context = {.listener = "tcp://h:1", .peer = "1.2.3.4:5", .handler = "a", .source = "a.lua:1", .connection = 7};
+	int wishes = 0;
+
+	(void)state;
+	start(LEVEL_INFO, FORMAT_AUTO);
+	log_set_repeats(2);
+	log_set_waker(on_wake, &wishes);
+	for (int i = 0; i < 7; i++) {
+		context.connection++;
+		log_event(LEVEL_ERROR, &context, "first\nsecond");
+		log_warn("other %d", i);
+		log_event(i % 2 ? LEVEL_INFO : LEVEL_WARN, NULL, "level");
+	}
+	assert_null(strstr(logged(), "repeated"));
+	assert_non_null(strstr(text, "other 6"));
+	assert_int_equal(wishes, 1);
+	log_tell_repeats();
+	assert_non_null(strstr(logged(), "error message repeated 5 times: first [listener=tcp://h:1 handler=a source=a.lua:1]\n"));
+	assert_non_null(strstr(text, "warn message repeated 2 times: level\n"));
+	assert_non_null(strstr(text, "info message repeated 1 times: level\n"));
+	log_tell_repeats();
+	size_t length = strlen(logged());
+	log_tell_repeats();
+	assert_int_equal(strlen(logged()), length);
+
+	/* kinds beyond those that are remembered push out old ones, whose counts are told then */
+	for (int i = 0; i < 4; i++)
+		log_info("kept");
+	for (int i = 0; i < 100; i++)
+		log_info("kind %d", i);
+	assert_non_null(strstr(logged(), "info message repeated 2 times: kept\n"));
+	assert_non_null(strstr(text, "kind 99\n"));
+
+	/* a forked child tells nothing of its parent's */
+	for (int i = 0; i < 4; i++)
+		log_info("parent's");
+	pid_t child = fork();
+	if (child == 0) {
+		log_tell_repeats();
+		_exit(0);
+	}
+	waitpid(child, NULL, 0);
+	assert_null(strstr(logged(), "times: parent's"));
+	log_set_repeats(0);
+	log_set_waker(NULL, NULL);
+	log_tell_repeats();
+	assert_non_null(strstr(logged(), "message repeated 2 times: parent's"));
+}
+
+/* A listener's own level goes before that of the log. */
+static void contexts_have_levels(void **state)
+{
+	struct log_context context = {.level = 1 + LEVEL_DEBUG};
+
+	(void)state;
+	start(LEVEL_WARN, FORMAT_AUTO);
+	log_event(LEVEL_DEBUG, &context, "told");
+	context.level = 1 + LEVEL_ERROR;
+	log_event(LEVEL_WARN, &context, "hidden");
+	context.level = 0;
+	log_event(LEVEL_INFO, &context, "hidden");
+	assert_non_null(strstr(logged(), "debug told\n"));
+	assert_null(strstr(text, "hidden"));
+}
+
 /* A name of its own for the file. */
 static int set_up(void **state)
 {
@@ -295,6 +370,7 @@ int main(void)
 		cmocka_unit_test(long_messages_come_whole),    cmocka_unit_test(reopening_follows_the_name),
 		cmocka_unit_test(levels_have_names),           cmocka_unit_test(nobody_reads_a_pipe),
 		cmocka_unit_test(nobody_reads_a_socket),       cmocka_unit_test(auto_knows_the_journal),
+		cmocka_unit_test(repeats_are_counted),         cmocka_unit_test(contexts_have_levels),
 	};
 
 	return cmocka_run_group_tests_name("log", tests, set_up, tear_down);

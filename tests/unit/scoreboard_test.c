@@ -51,6 +51,7 @@ static void test_survives(void **state)
 		assert_int_equal(score->series[0].time.buckets[1], round);
 	}
 	assert_int_equal(board->scores[0].pid, 0);
+	assert_ptr_equal(scoreboard_of(score), board);
 	scoreboard_free(board);
 }
 
