@@ -60,10 +60,10 @@ static int misuse(char *why)
 static char *scan_config(const char *path)
 {
 	FILE *file = fopen(path, "re");
-	char line[4096], quote, value[2048], *found = NULL;
+	char line[4096], value[2048], *found = NULL;
 
 	while (file && !found && fgets(line, sizeof line, file))
-		if (sscanf(line, " control = %1[\"']%2047[^\"']", &quote, value) == 2)
+		if (sscanf(line, " control = %*1[\"']%2047[^\"']", value) == 1)
 			found = *value == '/' || !strrchr(path, '/') ? mem_strdup(value)
 			                                             : mem_printf("%.*s/%s", (int)(strrchr(path, '/') - path), path, value);
 	if (file)
