@@ -122,7 +122,8 @@ describe(("%d hand-overs under load"):format(reloads), function()
       listen "tcp://127.0.0.1:%d" { handler = "h" }
       listen "tls://127.0.0.1:%d" { handler = "h", tls = { self_signed = true } }
       listen "unix://x.sock" { handler = "h" }
-      generations = 100]]):format(port, secure))
+      generations = 100
+      log = { repeats = 0 }]]):format(port, secure))
     local wheres = { { address = port }, { address = secure, tls = true }, { address = port }, { address = t.path "x.sock" } }
     local all = {}
     for number = 1, 40 do all[number] = open(wheres[number % #wheres + 1], number) end

@@ -47,7 +47,7 @@ local function start(text, options, config)
   local d = t.start(([[listen "tcp://127.0.0.1:%d" { handler = "h" %s }
     listen "unix://x.sock" { handler = "h" }
     callback_time = %g
-    log = { level = "debug" }
+    log = { level = "debug", repeats = 0 }
     %s]]):format(port, options and ", " .. options or "", t.seconds(0.1), config or ""))
   return d, port
 end

@@ -18,7 +18,7 @@ local function start(config)
   t.write("h.lua", handler)
   return t.start(([[
     listen "tcp://127.0.0.1:%d" { handler = "h", linger_timeout = 0.3 }
-    log = { level = "debug" }
+    log = { level = "debug", repeats = 0 }
     %s]]):format(port, config)), port
 end
 
@@ -115,7 +115,7 @@ describe("the end of a generation by time", function()
       local H = em.Connection:extend()
       function H:unbind(_, why) em.log.info("ends %%s", why) if why == "reloaded" then em.connect("127.0.0.1", %d, H) end end
       return H]]):format(port))
-    local d = t.start(('listen "tcp://127.0.0.1:%d" { handler = "h" }\nreload_timeout = 0.2\nlog = { level = "debug" }'):format(port))
+    local d = t.start(('listen "tcp://127.0.0.1:%d" { handler = "h" }\nreload_timeout = 0.2\nlog = { level = "debug", repeats = 0 }'):format(port))
     t.connect(port)
     t.write("h.lua", "return {}")
     reload(d)
