@@ -456,6 +456,46 @@ describe("an upgrade", function()
     assert.is_nil(lfs.attributes(t.path("control.sock"), "mode"))
   end)
 
+  it("is one of many processes, which may be more or fewer", function()
+    local tls_port, datagrams = t.free_port(), t.free_port()
+    local text = ('control = "control.sock"\nlisten "tls://127.0.0.1:%d" { handler = "echo", tls = { self_signed = true } }\n'
+      .. 'listen "udp://127.0.0.1:%d" { handler = "datagram_echo" }\nprocesses = 2'):format(tls_port, datagrams)
+    local d = start(text)
+    local ways = { plain, by_path, function() return assert(tls.connect(tls_port)) end }
+    local held = {}
+    for i = 1, 6 do held[i] = ways[i % 3 + 1]():send("mine"):expect("mine") end
+    for _, count in ipairs { 3, 1, 2 } do
+      configure((config:gsub("processes = %d", "processes = " .. count)))
+      local mark = d:mark()
+      d:signal("USR2")
+      local pid = load_until(function() return d:log():match("upgraded: process (%d+) serves", mark) end, ways)
+      local new = t.adopt(tonumber(pid), d.log_path)
+      load_until(function() return new:log():find("ready: pid " .. pid) end, ways)
+      assert.equal(pid .. "\n", t.read("x.pid"))
+      if #held > 0 then
+        for _, c in ipairs(held) do c:send("still"):expect("still") end
+        assert.is_false(d:ended())
+        for _, c in ipairs(held) do c:close() end
+        held = {}
+      end
+      load_until(function() return d:ended() end, ways)
+      assert.equal(0, d.status)
+      local status = t.reactord { "ctl", "-s", t.path("control.sock"), "status", "--json" }.out
+      assert.equal(pid, status:match('"pid": ?(%d+)'))
+      assert.equal("socket", lfs.attributes(path, "mode"))
+      d = new
+    end
+    configure(config .. "\nzebra = 1")
+    refused(d, "upgrade refused: [^\n]*unknown option 'zebra'")
+    t.write("broken.lua", "x = = 1")
+    configure(config .. ('\nlisten "tcp://127.0.0.1:%d" { handler = "broken" }'):format(t.free_port()))
+    refused(d, "upgrade refused: [^\n]*broken.lua:1: ")
+    d:stop()
+    assert.is_nil(lfs.attributes(path, "mode"))
+    assert.is_nil(lfs.attributes(t.path("control.sock"), "mode"))
+    assert.is_nil(t.read("x.pid"))
+  end)
+
   it("ends the connect blocks of the old process, and the new one has its own", function()
     local s = t.listen()
     t.write("talks.lua", 'return { post_init = function(c) c:send_data("hello\\n") end }')
