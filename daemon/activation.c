@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "addr.h"
+#include "legacy.h"
 #include "log.h"
 #include "mem.h"
 #include "sock.h"
@@ -58,15 +59,52 @@ static struct activation_socket *find(const struct activation *a, int fd)
 	return NULL;
 }
 
+/* Is that descriptor in a legacy? */
+static bool is_left(const struct legacy *legacy, int fd)
+{
+	const struct legacy_entry *e;
+
+	for (size_t i = 0; (e = legacy_at(legacy, i)); i++)
+		if (e->fd == fd)
+			return true;
+	return false;
+}
+
+/* Adds those that the process before was given. The names of systemd's come with a mark, since they may be empty, or be missing. */
+static void add_left(struct activation *a, struct legacy *legacy)
+{
+	const struct legacy_entry *e;
+
+	for (size_t i = 0; (e = legacy_at(legacy, i)); i++) {
+		if (e->fd < 0 || strcmp(e->kind, LEGACY_GIVEN) != 0)
+			continue;
+		char *name = e->name ? mem_strdup(e->name) : NULL;
+		int fd = legacy_take(legacy, LEGACY_GIVEN, name, NULL);
+		add(a, fd, name && name[0] == '=' ? name + 1 : NULL, name != NULL);
+		free(name);
+	}
+}
+
+/* Leaves them. */
+void activation_leave(const struct activation *a, struct legacy *legacy)
+{
+	for (size_t i = 0; i < a->count; i++) {
+		const struct activation_socket *s = &a->sockets[i];
+		char *name = s->name ? mem_printf("=%s", s->name) : NULL;
+		legacy_leave(legacy, LEGACY_GIVEN, name ? name : s->listed ? "-" : NULL, s->fd, NULL);
+		free(name);
+	}
+}
+
 /* Adds the listening sockets that are open without having been announced. */
-static void add_unlisted(struct activation *a)
+static void add_unlisted(struct activation *a, const struct legacy *legacy)
 {
 	DIR *folder = opendir("/proc/self/fd");
 	struct dirent *entry;
 
 	while (folder && (entry = readdir(folder))) {
 		int fd = atoi(entry->d_name);
-		if (fd > 2 && fd != dirfd(folder) && !find(a, fd) && is_listening(fd))
+		if (fd > 2 && fd != dirfd(folder) && !find(a, fd) && !is_left(legacy, fd) && is_listening(fd))
 			add(a, fd, NULL, false);
 	}
 	if (folder)
@@ -74,7 +112,7 @@ static void add_unlisted(struct activation *a)
 }
 
 /* Collects them. */
-struct activation *activation_new(void)
+struct activation *activation_new(struct legacy *legacy)
 {
 	struct activation *a = mem_zalloc(sizeof *a);
 	char **names = NULL;
@@ -88,7 +126,8 @@ struct activation *activation_new(void)
 			free(names[i]);
 	}
 	free(names);
-	add_unlisted(a);
+	add_left(a, legacy);
+	add_unlisted(a, legacy);
 	return a;
 }
 

@@ -49,6 +49,8 @@ static const struct option_def top[] = {
      .help = "Seconds that connections have to end by themselves when the daemon stops"},
 	{"reload_timeout", OPTION_SECONDS, CONFIG(reload_timeout_ns), .fallback = "3600", .max = SECONDS_MAX, .reloadable = true,
      .help = "Seconds that connections may stay on old code after a reload"},
+	{"upgrade_timeout", OPTION_SECONDS, CONFIG(upgrade_timeout_ns), .fallback = "60", .max = SECONDS_MAX, .reloadable = true,
+     .help = "Seconds that a new process has at an upgrade to get ready"},
 	{"generations", OPTION_INTEGER, CONFIG(generations), .fallback = "4", .min = 1, .max = 100, .reloadable = true,
      .help = "Generations of code that may live at once; beyond it the oldest ends"},
 	{"unsafe", OPTION_BOOLEAN, CONFIG(unsafe), .fallback = "false", .reloadable = true,

@@ -14,6 +14,7 @@
 
 #include "activation.h"
 #include "conn.h"
+#include "legacy.h"
 #include "log.h"
 #include "mem.h"
 #include "resolver.h"
@@ -45,7 +46,7 @@ static bool address_key(const struct addr *peer, struct in6_addr *key)
 static void watch(struct listener *l)
 {
 	bool full = l->max_connections && l->live >= l->max_connections;
-	bool want = l->fd >= 0 && !l->datagrams && !l->paused && !l->starved && !full;
+	bool want = l->fd >= 0 && !l->datagrams && !l->paused && !l->retired && !l->starved && !full;
 
 	if (want == l->watched)
 		return;
@@ -349,14 +350,18 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 {
 	struct activation_socket *given = NULL;
 	struct sockfile file = {0};
-	int fd = conf->url.scheme == SCHEME_FD ? take_given(loop, conf, &given, why) : listener_bind(conf, &file, why);
+	int fd = legacy_take(loop->legacy, LEGACY_LISTENER, conf->url_text, &file);
+	bool inherited = fd >= 0;
 
+	if (!inherited)
+		fd = conf->url.scheme == SCHEME_FD ? take_given(loop, conf, &given, why) : listener_bind(conf, &file, why);
 	if (fd < 0)
 		return NULL;
 	struct listener *l = make_listener(loop, conf, fd, on_accept, user, why);
 	if (l) {
 		l->given = given;
 		l->file = file;
+		l->inherited = inherited;
 		return l;
 	}
 	(void)!sockfile_remove(&file);
@@ -391,6 +396,7 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 {
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
+	l->inherited = false;
 	l->log_level = conf->flow.log_level;
 	set_proxies(l, conf);
 	if (!l->datagrams && !l->given && listen(l->fd, conf->backlog) < 0)
@@ -398,6 +404,29 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 	if (conf->mode >= 0)
 		change_mode(l, (mode_t)conf->mode);
 	watch(l);
+}
+
+/* Leaves it. */
+void listener_leave(struct listener *l, struct legacy *legacy)
+{
+	if (l->given || l->fd < 0)
+		return;
+	l->left = true;
+	legacy_leave(legacy, LEGACY_LISTENER, l->url, l->fd, &l->file);
+}
+
+/* Keeps it. */
+void listener_keep(struct listener *l)
+{
+	l->left = false;
+}
+
+/* Retires it. */
+bool listener_retire(struct listener *l)
+{
+	l->retired = true;
+	watch(l);
+	return !l->prefaces.all;
 }
 
 /* Moves it to another table of counters. */
@@ -457,7 +486,9 @@ void listener_close(struct listener *l)
 	l->watched = false;
 	event_free(l->event);
 	timer_stop(l->loop, &l->retry);
-	if (sockfile_remove(&l->file) < 0)
+	if (l->left || l->inherited) /* somebody else's now, or still */
+		sockfile_forget(&l->file);
+	else if (sockfile_remove(&l->file) < 0)
 		log_warn("listen %s: cannot remove the socket file: %s", l->name, errno_text(errno));
 	close(l->fd);
 	if (l->given)

@@ -135,6 +135,25 @@ void lua_net_close_servers(struct vm *vm, struct vm *heir)
 	vm->inherited = NULL;
 }
 
+/* Leaves them, and what an older generation has left and nobody has claimed yet. */
+void lua_net_leave(struct vm *vm, struct legacy *legacy)
+{
+	for (struct lua_server *s = vm->servers; s; s = s->next)
+		listener_leave(s->l, legacy);
+	for (struct inheritance *i = vm->inherited; i; i = i->next)
+		listener_leave(i->l, legacy);
+	lua_udp_leave(vm, legacy);
+}
+
+/* Keeps them. */
+void lua_net_keep(struct vm *vm)
+{
+	for (struct lua_server *s = vm->servers; s; s = s->next)
+		listener_keep(s->l);
+	for (struct inheritance *i = vm->inherited; i; i = i->next)
+		listener_keep(i->l);
+}
+
 /* Closes what was not claimed. */
 void lua_net_drop_inheritance(struct vm *vm)
 {
@@ -201,6 +220,8 @@ static int open_server(lua_State *L, struct listen_conf *conf, int handler, int 
 		s->l = listener_adopt(vm->options.loop, conf, fd, lua_net_on_accept, &s->acceptor, &why);
 	else if (!s->l)
 		s->l = listener_open(vm->options.loop, conf, lua_net_on_accept, &s->acceptor, &why);
+	if (s->l && s->l->inherited)
+		listener_update(s->l, conf);
 	if (!s->l) {
 		int error = errno;
 		lua_class_free(vm, &s->acceptor.class);

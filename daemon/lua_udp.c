@@ -110,6 +110,8 @@ int lua_udp_listen(lua_State *L, const struct listen_conf *conf, int handler, in
 	int *fd = push_holder(L);
 	*fd = claim(vm, conf->url_text);
 	if (*fd < 0)
+		*fd = legacy_take(vm->options.loop->legacy, LEGACY_LISTENER, conf->url_text, NULL);
+	if (*fd < 0)
 		*fd = listener_bind(conf, &none, &why);
 	if (*fd < 0) {
 		int error = errno;
@@ -196,6 +198,14 @@ void lua_udp_close_servers(struct vm *vm, struct vm *heir)
 			bequeath(heir, lc);
 		conn_finish(lc->c, NULL, heir ? "reloaded" : "stopped");
 	}
+}
+
+/* Leaves those that serve. */
+void lua_udp_leave(const struct vm *vm, struct legacy *legacy)
+{
+	for (const struct lua_conn *lc = vm->conns; lc; lc = lc->next)
+		if (lc->listens && conn_usable(lc->c))
+			legacy_leave(legacy, LEGACY_LISTENER, lc->listens, lc->c->fd, NULL);
 }
 
 /* Closes what was not claimed. */

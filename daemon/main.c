@@ -15,6 +15,7 @@
 #include "run.h"
 #include "service.h"
 #include "startup.h"
+#include "upgrade.h"
 
 enum { STATUS_FAILED = 1, STATUS_USAGE = 2 };
 
@@ -180,25 +181,29 @@ static int serve_config(const struct service_options *options)
 static int serve(int argc, char **argv, bool check)
 {
 	struct command_line line = {.check = check};
+	struct upgrade_self *self = upgrade_self_new(argv); /* as it was, before it is taken apart */
+	struct legacy *legacy = NULL;
 	int status = parse(&line, argc, argv, "+c:tdp:s:Vh");
 
 	if (status < 0 && optind < argc)
 		status = misuse("unknown command or too many arguments: ", argv[optind]);
-	if (status >= 0) {
-		free(line.overrides);
-		return status;
-	}
-	struct service_options options = {
-		.config_path = line.config_path, .overrides = line.overrides, .override_count = line.override_count, .detached = line.detach};
-	if (line.check) {
+	if (status < 0 && !line.check)
+		legacy = legacy_receive();
+	struct service_options options = {.config_path = line.config_path,
+	                                  .overrides = line.overrides,
+	                                  .override_count = line.override_count,
+	                                  .detached = line.detach && !legacy, /* else that has been done */
+	                                  .legacy = legacy,
+	                                  .self = self};
+	if (status < 0 && line.check)
 		status = service_check(&options, line.dump != NULL);
-	} else {
-		if (line.detach)
-			status = detach(&options.ready_fd);
-		if (status < 0)
-			status = serve_config(&options);
-	}
+	if (status < 0 && options.detached)
+		status = detach(&options.ready_fd);
+	if (status < 0)
+		status = serve_config(&options);
 	free(line.overrides);
+	legacy_free(legacy);
+	upgrade_self_free(self);
 	return status;
 }
 

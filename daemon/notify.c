@@ -13,14 +13,32 @@ void notify_ready(const char *status)
 	sd_notifyf(0, "READY=1\nSTATUS=%.*s\nMAINPID=%ld", (int)strcspn(status, "\n"), status, (long)getpid());
 }
 
-/* A reload begins; the time lets newer managers tell this from an older message. */
-void notify_reloading(void)
+/* Something begins that ends with notify_ready; the time lets newer managers tell this from an older message. */
+static void begin(const char *status)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu\nSTATUS=Reloading",
-	           (unsigned long long)now.tv_sec * 1000000u + (unsigned long long)now.tv_nsec / 1000u);
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu\nSTATUS=%s",
+	           (unsigned long long)now.tv_sec * 1000000u + (unsigned long long)now.tv_nsec / 1000u, status);
+}
+
+/* A reload begins. */
+void notify_reloading(void)
+{
+	begin("Reloading");
+}
+
+/* An upgrade begins. */
+void notify_upgrading(void)
+{
+	begin("Upgrading");
+}
+
+/* Another process is the main one now. */
+void notify_main_pid(pid_t pid)
+{
+	sd_notifyf(0, "READY=1\nSTATUS=Serving, generation 1\nMAINPID=%ld", (long)pid);
 }
 
 /* The end has begun. */

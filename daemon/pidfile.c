@@ -75,6 +75,8 @@ bool pidfile_open(struct pidfile *p, const char *path, int inherited, char **why
 			return false;
 		}
 		if (is_at(fd, path)) {
+			if (fchmod(fd, 0644) < 0) /* whatever the umask */
+				return refuse(path, fd, why);
 			*p = (struct pidfile){.path = mem_strdup(path), .fd = fd};
 			return true;
 		}
@@ -89,7 +91,7 @@ bool pidfile_write(const struct pidfile *p, char **why)
 	int length = snprintf(text, sizeof text, "%ld\n", (long)getpid());
 
 	/* in this order there is a number in it at any moment, for who reads it while another process hands it over */
-	if (fchmod(p->fd, 0644) == 0 && pwrite(p->fd, text, (size_t)length, 0) == length && ftruncate(p->fd, length) == 0)
+	if (pwrite(p->fd, text, (size_t)length, 0) == length && ftruncate(p->fd, length) == 0)
 		return true;
 	*why = mem_printf("pid file %s: %s", p->path, strerrordesc_np(errno));
 	return false;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "legacy.h"
 #include "log.h"
 #include "mem.h"
 #include "sock.h"
@@ -91,12 +92,12 @@ static bool is_shareable(const struct listen_conf *conf)
 }
 
 /* Is the address free? Sockets that share it by SO_REUSEPORT would not tell, so another daemon's could be among them. */
-static bool probe(const struct listen_conf *conf, char **why)
+static bool probe(const struct ports *p, const struct listen_conf *conf, char **why)
 {
 	struct listen_conf alone = *conf;
 	struct sockfile file;
 
-	if (conf->reuse_port || !is_shareable(conf))
+	if (conf->reuse_port || !is_shareable(conf) || legacy_has(p->loop->legacy, LEGACY_LISTENER, conf->url_text))
 		return true;
 	alone.backlog = -1;
 	int fd = listener_bind(&alone, &file, why);
@@ -132,7 +133,7 @@ static struct port *open_port(struct ports *p, const struct listen_conf *conf, s
 {
 	size_t wanted = p->slots && is_shareable(conf) ? p->slots : 1;
 
-	if (p->slots && !before && !probe(conf, why))
+	if (p->slots && !before && !probe(p, conf, why))
 		return NULL;
 	struct port *port = mem_zalloc(sizeof *port);
 	port->sockets = mem_zalloc(wanted * sizeof(struct listener *));
@@ -223,6 +224,33 @@ void ports_give(struct ports *p, uid_t uid, gid_t gid)
 	for (struct port *port = p->all; port; port = port->next)
 		for (size_t i = 0; i < port->count; i++)
 			listener_give(port->sockets[i], uid, gid);
+}
+
+/* Leaves them. */
+void ports_leave(const struct ports *p, struct legacy *legacy)
+{
+	for (const struct port *port = p->all; port; port = port->next)
+		for (size_t i = 0; i < port->count; i++)
+			listener_leave(port->sockets[i], legacy);
+}
+
+/* Keeps them. */
+void ports_keep(struct ports *p)
+{
+	for (struct port *port = p->all; port; port = port->next)
+		for (size_t i = 0; i < port->count; i++)
+			listener_keep(port->sockets[i]);
+}
+
+/* Retires them. */
+bool ports_retire(struct ports *p)
+{
+	bool idle = true;
+
+	for (struct port *port = p->all; port; port = port->next)
+		for (size_t i = 0; i < port->count; i++)
+			idle = listener_retire(port->sockets[i]) && idle;
+	return idle;
 }
 
 /* Accepts. */

@@ -120,7 +120,7 @@ int run_script(const struct config *config, const char *path, int count, char **
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	struct scoreboard *board = scoreboard_new(1);
-	if (!board || !runtime_open(&run.runtime, config, board->scores, activation_new(), &why)) {
+	if (!board || !runtime_open(&run.runtime, config, board->scores, activation_new(NULL), &why)) {
 		log_error("%s", why ? why : errno_text(errno));
 		scoreboard_free(board);
 		free(why);

@@ -82,7 +82,7 @@ bool runtime_open(struct runtime *r, const struct config *config, struct score *
 	*r = (struct runtime){.score = score, .stats = &score->stats};
 	signal(SIGPIPE, on_pipe);
 	r->activation = activation;
-	rlim_t descriptor_limit = raise_descriptor_limit();
+	r->descriptor_limit = raise_descriptor_limit();
 	mallopt(M_MMAP_THRESHOLD, 4 << 20); /* strings of the size of a read come and go: neither map nor trim for each */
 	mallopt(M_TRIM_THRESHOLD, 16 << 20);
 	mallopt(M_TOP_PAD, 1 << 20);
@@ -99,7 +99,7 @@ bool runtime_open(struct runtime *r, const struct config *config, struct score *
 	r->conns = conns_new(r->loop, SIZE_MAX);
 	r->watches = watches_new(r->loop);
 	r->resolver = resolver_new(r->loop);
-	r->processes = processes_new(r->loop, descriptor_limit, r->watches);
+	r->processes = processes_new(r->loop, r->descriptor_limit, r->watches);
 	r->channels = channels_new(r->loop);
 	r->store = store_new(config->shared_size);
 	r->tls = tls_contexts_new();

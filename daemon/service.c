@@ -114,7 +114,7 @@ void service_commit(struct service *s, struct prepared *p)
 	size_t alive = 0;
 
 	aim(g, p->open);
-	ports_commit(&s->ports, g->config, p->open, before != NULL);
+	ports_commit(&s->ports, g->config, p->open, before || s->options->legacy);
 	ports_resume(&s->ports);
 	runtime_configure(&s->runtime, g->config);
 	s->last_number = g->number;
@@ -122,6 +122,7 @@ void service_commit(struct service *s, struct prepared *p)
 	s->newest = g;
 	s->runtime.score->generation = g->number;
 	generation_start(g, before);
+	loop_wake(s->runtime.loop); /* for its first turns, see at_end */
 	if (before)
 		generation_retire(before, g);
 	generation_hand_over(g);
@@ -189,7 +190,7 @@ static bool replace(struct service *s, struct shared_config *shared, struct sour
 
 	if (!service_prepare(s, shared, sources, &p, problems))
 		return false;
-	if (!settings_apply_log(shared->config, problems)) {
+	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, problems))) {
 		service_abort(s, &p);
 		return false;
 	}
@@ -270,11 +271,23 @@ static void replace_exhausted(struct service *s, struct generation *g)
 	problems_clear(&problems);
 }
 
+/* What was to be another process's is ours again, unless that has it by now. */
+static void keep_all(struct service *s)
+{
+	if (s->replaced)
+		return;
+	ports_keep(&s->ports);
+	for (struct generation *g = s->newest; g; g = g->older)
+		lua_net_keep(g->vm);
+}
+
 /* The end of everything that is open, now. */
 static void finish(struct service *s)
 {
 	s->state = STOPPED;
 	spread_stop(&s->last_days);
+	keep_all(s);
+	upgrade_cancel(&s->upgrade);
 	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest; g; g = g->older) {
 		generation_stop_dialling(g);
@@ -333,12 +346,61 @@ static size_t accepted(const struct service *s)
 	return count;
 }
 
+/* The new process serves, or has failed. */
+static void on_upgraded(struct upgrade *u, bool taken_over)
+{
+	struct service *s = u->data;
+	char *why = NULL;
+
+	s->replaced = taken_over;
+	keep_all(s);
+	if (!taken_over && s->pid_file && s->pid_file->path && !pidfile_write(s->pid_file, &why)) {
+		log_error("%s", why);
+		free(why);
+	}
+	loop_wake(s->runtime.loop);
+}
+
+/* SIGUSR2: starts another process with our sockets. What scripts listen on from here on is not among them. */
+static void upgrade(struct service *s)
+{
+	struct legacy *legacy = legacy_new();
+
+	activation_leave(s->runtime.activation, legacy);
+	ports_leave(&s->ports, legacy);
+	lua_net_leave(s->newest->vm, legacy);
+	if (s->pid_file && s->pid_file->path)
+		legacy_leave(legacy, LEGACY_PID_FILE, NULL, s->pid_file->fd, NULL);
+	s->upgrade.on_done = on_upgraded;
+	s->upgrade.data = s;
+	upgrade_start(&s->upgrade, s->runtime.loop, s->options->self, legacy, s->runtime.descriptor_limit,
+	              s->newest->config->upgrade_timeout_ns);
+}
+
+/* Another process has taken our place: as after a reload, and as before a stop. */
+static void step_back(struct service *s)
+{
+	size_t left = accepted(s);
+
+	s->state = DRAINING;
+	(void)ports_retire(&s->ports);
+	generation_retire(s->newest, NULL);
+	lua_net_drop_inheritance(s->newest->vm);
+	if (left)
+		log_info("draining: %zu connection(s) may go on for %.0f s", left, (double)s->newest->config->drain_timeout_ns / 1e9);
+	spread_start(&s->last_days, s->newest->config->drain_timeout_ns);
+	if (s->reload_asked) /* meant for who serves */
+		upgrade_pass_on(&s->upgrade, SIGHUP);
+}
+
 /* The beginning of the end: nothing new comes in, what clients have opened may go on for a while. */
 static void drain(struct service *s)
 {
 	uint64_t limit_ns = s->drain_s >= 0 ? (uint64_t)(s->drain_s * 1e9) : s->newest->config->drain_timeout_ns;
 
 	s->state = DRAINING;
+	upgrade_cancel(&s->upgrade);
+	keep_all(s);
 	notify_stopping("Draining");
 	ports_close(&s->ports, false);
 	for (struct generation *g = s->newest; g; g = g->older) {
@@ -417,15 +479,24 @@ static void at_end(void *data)
 	if (s->newest->turns < 2 && ++s->newest->turns == 2) { /* its next-ticks have run: what they did not claim is not wanted */
 		lua_net_drop_inheritance(s->newest->vm);
 		lua_signal_drop_inheritance(s->newest->vm);
+		legacy_drop(s->runtime.loop->legacy);
 	} else if (s->newest->turns < 2) {
 		loop_wake(s->runtime.loop);
 	}
-	if (s->reload_asked && s->state == SERVING) {
+	if (s->replaced && s->state == SERVING)
+		step_back(s);
+	if (s->upgrade_asked && s->state == SERVING) {
+		s->upgrade_asked = false;
+		upgrade(s);
+	}
+	if (s->reload_asked && s->state == SERVING && !upgrade_under_way(&s->upgrade)) {
 		s->reload_asked = false;
 		reload(s);
 	}
 	if (s->stop_asked && s->state == SERVING)
 		drain(s);
+	if (s->replaced && s->ports.all && ports_retire(&s->ports))
+		ports_close(&s->ports, false);
 	reap_generations(s);
 	if (s->state == DRAINING)
 		tell_progress(s);
@@ -454,17 +525,19 @@ static void on_signal(int signo, void *data)
 		break;
 	case SIGINT: s->stop_now = true; break;
 	case SIGUSR1: log_reopen(); break;
+	case SIGUSR2: s->upgrade_asked = true; break;
 	default: break;
 	}
 }
 
-static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+static const int signals[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 /* Watches the daemon's signals. */
 static void watch_signals(struct service *s)
 {
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
-		s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
+		if (signals[i] != SIGUSR2 || s->options->self)
+			s->watches[i] = sig_watch(s->runtime.loop, signals[i], on_signal, s);
 }
 
 /* Loads what scripts say, on the ports that are open already. */
@@ -497,6 +570,9 @@ bool service_open(struct service *s, const struct service_options *options, cons
 		free(why);
 		return false;
 	}
+	s->runtime.loop->legacy = options->legacy;
+	if (legacy_text(options->legacy, "upgrades"))
+		s->runtime.stats->upgrades = strtoull(legacy_text(options->legacy, "upgrades"), NULL, 10);
 	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};
 	spread_init(&s->last_days, s->runtime.loop, &last_days, s);
 	s->at_end = (struct loop_hook){.run = at_end, .data = s};
@@ -525,7 +601,7 @@ void service_close(struct service *s)
 /* Turns. */
 void service_serve(struct service *s)
 {
-	while (!s->stop_now && !(s->state == DRAINING && !accepted(s)))
+	while (!s->stop_now && !(s->state == DRAINING && !accepted(s) && !s->ports.all))
 		loop_turn(s->runtime.loop);
 	if (s->state == SERVING)
 		notify_stopping("Stopping");
@@ -547,8 +623,9 @@ int service_run(const struct service_options *options, struct config *config)
 
 	if (!board) {
 		problems_add(&problems, "cannot share memory: %s", errno_text(errno));
-	} else if (service_open(&s, options, config, board->scores, activation_new(), &problems)) {
+	} else if (service_open(&s, options, config, board->scores, activation_new(options->legacy), &problems)) {
 		watch_signals(&s);
+		s.pid_file = &pid_file;
 		started = startup_open(&s.ports, config, &pid_file, host, &s.control, &problems) && start(&s, shared, &problems);
 	}
 	shared_config_release(shared);
@@ -563,7 +640,7 @@ int service_run(const struct service_options *options, struct config *config)
 	if (started)
 		startup_tell_stopped(&board->scores->stats);
 	else
-		startup_tell_failed(&problems, to_file);
+		startup_tell_failed(options, &problems, to_file);
 	log_close();
 	problems_clear(&problems);
 	scoreboard_free(board);
@@ -584,7 +661,7 @@ int service_check(const struct service_options *options, bool dump)
 		if (dump)
 			config_dump_json(config, stdout);
 		if (!privs_drop(config->user, config->group, &why) || !board ||
-		    !runtime_open(&s.runtime, config, board->scores, activation_new(), &why)) {
+		    !runtime_open(&s.runtime, config, board->scores, activation_new(NULL), &why)) {
 			problems_add(&problems, "%s", why ? why : errno_text(errno));
 			free(why);
 		} else {

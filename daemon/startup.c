@@ -10,6 +10,7 @@
 #include "mem.h"
 #include "notify.h"
 #include "privs.h"
+#include "upgrade.h"
 
 /* Reads the configuration. */
 struct config *startup_configure(const struct service_options *options)
@@ -26,7 +27,7 @@ struct config *startup_configure(const struct service_options *options)
 		config = NULL;
 	}
 	if (!config) {
-		startup_tell_failed(&problems, false);
+		startup_tell_failed(options, &problems, false);
 		log_close();
 	}
 	problems_clear(&problems);
@@ -82,7 +83,8 @@ bool startup_open(struct ports *ports, const struct config *config, struct pidfi
 	else
 		ports_abort(ports, open, config->listen_count);
 	if (problems->count == before && config->pid_file &&
-	    (!pidfile_open(pid_file, config->pid_file, -1, &why) || !pidfile_write(pid_file, &why))) {
+	    (!pidfile_open(pid_file, config->pid_file, legacy_take(ports->loop->legacy, LEGACY_PID_FILE, NULL, NULL), &why) ||
+	     (!ports->loop->legacy && !pidfile_write(pid_file, &why)))) {
 		problems_add(problems, "%s", why);
 		free(why);
 	}
@@ -97,6 +99,21 @@ bool startup_open(struct ports *ports, const struct config *config, struct pidfi
 	return false;
 }
 
+/* From here on we are the daemon. */
+bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct problems *problems)
+{
+	char *why = NULL;
+
+	if (!options->legacy)
+		return true;
+	/* the process before writes its own number again, should nothing come of it */
+	if ((!pid_file->path || pidfile_write(pid_file, &why)) && upgrade_announce(options->legacy, &why))
+		return true;
+	problems_add(problems, "%s", why);
+	free(why);
+	return false;
+}
+
 /* Tells whoever started us that we serve, and lets go of the terminal. */
 void startup_tell_ready(const struct service_options *options, const struct config *config, uint64_t generation)
 {
@@ -104,8 +121,10 @@ void startup_tell_ready(const struct service_options *options, const struct conf
 	size_t count = config->listen_count;
 
 	log_info("ready: pid %ld, %zu listener%s", (long)getpid(), count, count == 1 ? "" : "s");
-	snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)generation);
-	notify_ready(status);
+	if (!options->legacy) { /* else the process before has told it already, as only the main process may */
+		snprintf(status, sizeof status, "Serving, generation %llu", (unsigned long long)generation);
+		notify_ready(status);
+	}
 	if (!options->detached)
 		return;
 	if (!config->log_file)
@@ -123,8 +142,10 @@ void startup_tell_ready(const struct service_options *options, const struct conf
 }
 
 /* Says why not. */
-void startup_tell_failed(const struct problems *problems, bool to_file)
+void startup_tell_failed(const struct service_options *options, const struct problems *problems, bool to_file)
 {
+	if (upgrade_refuse(options->legacy, problems))
+		return;
 	settings_log_problems(problems, "");
 	if (!to_file)
 		return;

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 
 struct activation;
+struct legacy;
 
 /* One that was passed. */
 struct activation_socket {
@@ -18,8 +19,12 @@ struct activation_socket {
 	bool taken;  /* a listener works on it; who took it clears this */
 };
 
-/* Collects them, and takes the variables out of the environment. Before the process opens any socket of its own. */
-struct activation *activation_new(void) __attribute__((warn_unused_result));
+/* Collects them, and takes the variables out of the environment. Before the process opens any socket of its own. legacy: of a process before that
+ * was given them (or NULL); what else is in it is not among them. */
+struct activation *activation_new(struct legacy *legacy) __attribute__((warn_unused_result));
+
+/* Leaves them to the next process, under the same numbers and names. */
+void activation_leave(const struct activation *a, struct legacy *legacy);
 void activation_free(struct activation *a);
 
 /* A duplicate of the listening stream socket of that name or number, and in *socket where it comes from. -1 with errno (ENOENT: no such name,

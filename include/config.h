@@ -101,7 +101,7 @@ struct config {
 	struct strings nameservers;        /* "address" or "address:port"; none: those of the system */
 	uint64_t memory_limit, max_queued; /* bytes */
 	uint64_t channel_queue, shared_size; /* bytes */
-	uint64_t callback_time_ns, slow_callback_ns, hang_timeout_ns, drain_timeout_ns, reload_timeout_ns;
+	uint64_t callback_time_ns, slow_callback_ns, hang_timeout_ns, drain_timeout_ns, reload_timeout_ns, upgrade_timeout_ns;
 	int64_t generations, processes; /* processes 0: "auto", see config_processes */
 	bool unsafe;
 	enum log_level log_level;

@@ -20,6 +20,7 @@
 
 struct address_count;
 struct activation_socket;
+struct legacy;
 
 struct listener {
 	struct loop *loop;
@@ -30,7 +31,10 @@ struct listener {
 	struct addr local;
 	char *url;           /* as configured, in its canonical spelling */
 	char *name;          /* the same with the port that the system picked */
-	struct sockfile file; /* of a Unix socket that it has made */
+	struct sockfile file; /* of a Unix socket that it has made, or has taken over */
+	bool inherited;       /* of a process before, with what that has set: until listener_update, which makes it ours */
+	bool retired;         /* accepts no more */
+	bool left;            /* to the next process, which has the file now */
 	unsigned label;      /* its number in the scoreboard */
 	uint64_t max_connections, max_per_address; /* 0: no limit */
 	int log_level;                             /* of its own events, as in struct log_context */
@@ -67,6 +71,14 @@ int listener_bind(const struct listen_conf *conf, struct sockfile *file, char **
 
 /* Takes over the options that may change while it is open: limits, backlog, permissions. */
 void listener_update(struct listener *l, const struct listen_conf *conf);
+
+/* Leaves the socket to the next process, with its file, which will not be removed then; or takes that back. Whatever a process was started with is
+ * left by activation_leave. */
+void listener_leave(struct listener *l, struct legacy *legacy);
+void listener_keep(struct listener *l);
+
+/* Accepts no more. False while PROXY headers are waited for, whose connections listener_close would cut off. */
+bool listener_retire(struct listener *l);
 
 /* Gives the file of a Unix socket to a user, so that it may be removed and changed after rights were given up. */
 void listener_give(struct listener *l, uid_t uid, gid_t gid);

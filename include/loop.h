@@ -29,6 +29,7 @@ struct loop_hook {
 
 struct timers;
 struct activation;
+struct legacy;
 struct listener;
 struct bus;
 
@@ -39,6 +40,7 @@ struct loop {
 	struct scorer *scorer;
 	struct timers *timers;         /* timer.c's */
 	struct activation *activation; /* sockets that the process was started with; borrowed */
+	struct legacy *legacy;         /* what a process before has left, NULL: there was none; borrowed */
 	struct listener *listeners;    /* open ones */
 	struct bus *bus;               /* to the master; borrowed, NULL where there is none */
 	unsigned process, processes;   /* which one of how many: 1 of 1 without a master */

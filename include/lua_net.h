@@ -30,6 +30,10 @@ struct lua_conn *lua_net_connect(struct vm *vm, const struct connect_conf *conf,
 /* Ends a VM's own servers. With an heir their listeners wait, without accepting, for its start_server on the same addresses. */
 void lua_net_close_servers(struct vm *vm, struct vm *heir);
 
+/* Leaves the listening sockets of a VM to the next process, or takes that back. */
+void lua_net_leave(struct vm *vm, struct legacy *legacy);
+void lua_net_keep(struct vm *vm);
+
 /* Closes what an heir has not claimed. */
 void lua_net_drop_inheritance(struct vm *vm);
 

@@ -4,6 +4,7 @@
 #ifndef REACTORD_LUA_UDP_H
 #define REACTORD_LUA_UDP_H
 
+#include "legacy.h"
 #include "lua_conn.h"
 
 #define LUA_UDP_MAX_NAMES 256 /* names that one socket waits for at once; a datagram to one more is told as EAGAIN */
@@ -22,6 +23,9 @@ struct lua_conn *lua_udp_serve(struct vm *vm, const struct lua_class *class, con
 /* Ends a VM's own sockets that were bound to a certain port. With an heir the sockets wait, with what they receive, for it to bind to the
  * same addresses. */
 void lua_udp_close_servers(struct vm *vm, struct vm *heir);
+
+/* Leaves those to the next process. */
+void lua_udp_leave(const struct vm *vm, struct legacy *legacy);
 
 /* Closes what an heir has not claimed. */
 void lua_udp_drop_inheritance(struct vm *vm);

@@ -4,9 +4,13 @@
 #ifndef REACTORD_NOTIFY_H
 #define REACTORD_NOTIFY_H
 
+#include <sys/types.h>
+
 /* Each does nothing where no service manager listens (NOTIFY_SOCKET). status is a line for `systemctl status`. */
 void notify_ready(const char *status);
 void notify_reloading(void);
+void notify_upgrading(void);
+void notify_main_pid(pid_t pid); /* that process is the service now, and serves; after this we are not listened to any more */
 void notify_stopping(const char *status);
 
 #endif

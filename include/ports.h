@@ -43,6 +43,13 @@ void ports_commit(struct ports *p, const struct config *config, struct port **op
 /* Gives socket files to a user, so that they may be removed and changed after rights were given up. */
 void ports_give(struct ports *p, uid_t uid, gid_t gid);
 
+/* Leaves the sockets to the next process, or takes that back. */
+void ports_leave(const struct ports *p, struct legacy *legacy);
+void ports_keep(struct ports *p);
+
+/* Accepts no more. False while PROXY headers are waited for, whose connections ports_close would cut off. */
+bool ports_retire(struct ports *p);
+
 void ports_resume(struct ports *p);
 void ports_log(const struct ports *p); /* "listening on …", for each */
 

@@ -31,6 +31,7 @@ struct runtime {
 	struct guard *guard;
 	struct activation *activation;
 	struct tls_contexts *tls;
+	rlim_t descriptor_limit; /* soft, as it was before we raised it: other programs get that */
 	struct timer repeats; /* when the log tells how often an event was repeated */
 	char *library_dir;    /* shipped handlers and em/ */
 };

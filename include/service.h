@@ -9,10 +9,12 @@
 
 #include "control.h"
 #include "generation.h"
+#include "pidfile.h"
 #include "ports.h"
 #include "runtime.h"
 #include "settings.h"
 #include "spread.h"
+#include "upgrade.h"
 
 enum service_state { SERVING, DRAINING, STOPPED };
 
@@ -34,7 +36,10 @@ struct service {
 	double drain_s; /* em.stop's; < 0: the configuration's */
 	struct spread last_days; /* of a drain */
 	struct loop_hook at_end;
-	struct sig *watches[4];
+	struct sig *watches[5];
+	struct pidfile *pid_file; /* the process's, borrowed; NULL: it has none */
+	struct upgrade upgrade;
+	bool upgrade_asked, replaced; /* replaced: a new process serves now */
 	struct control *control;                      /* NULL: none */
 	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
 	size_t told_left;                             /* connections of which stoppers know that they are left */

@@ -9,7 +9,10 @@
 #include "config.h"
 #include "problems.h"
 
-/* What the command line has said. */
+struct legacy;
+struct upgrade_self;
+
+/* What the command line has said, and how the process was started. */
 struct service_options {
 	const char *config_path;          /* NULL: handler on urls instead */
 	const struct override *overrides; /* of the command line */
@@ -19,6 +22,8 @@ struct service_options {
 	size_t url_count;
 	bool detached; /* tell ready_fd and close the terminal */
 	int ready_fd;
+	struct legacy *legacy;           /* what a process before has left, NULL: there was none */
+	const struct upgrade_self *self; /* how to start the next one, NULL: there will be none */
 };
 
 /* Reads the configuration anew. NULL when anything is wrong; all of it is in problems. */

@@ -52,6 +52,8 @@
 	X(accept_pauses, counter, "pauses of accepting for want of descriptors")                                        \
 	X(reloads, common, "reloads carried out")                                                                      \
 	X(reloads_refused, common, "reloads refused")                                                                  \
+	X(upgrades, common, "upgrades carried out, over all processes that have followed each other")                  \
+	X(upgrades_refused, common, "upgrades refused")                                                                  \
 	X(turns, counter, "turns of the loop")
 
 struct stats {

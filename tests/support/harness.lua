@@ -214,11 +214,23 @@ function Daemon:signal(name)
   assert(sys.kill(self.pid, name))
 end
 
+-- SIGUSR2: a new process takes over, and this one drains. Returns the new one as a daemon object.
+function Daemon:upgrade()
+  local mark = self:mark()
+  self:signal("USR2")
+  local pid = tonumber((self:wait_log("upgraded: process (%d+) serves", nil, mark)))
+  local d = t.adopt(pid, self.log_path, { counters = self.counters })
+  d:wait_log("ready: pid " .. pid)
+  return d
+end
+
 -- Whether it has ended; how is in self.status (of an exit) or self.killed_by (a signal's number).
 function Daemon:ended()
   if not self.status and not self.killed_by then
     local how, number = sys.waitpid(self.pid, true)
     if how == "exit" then self.status = number elseif how == "signal" then self.killed_by = number end
+    -- Not our child, but that of a daemon that it has taken over from and that still drains: how it ended is not known.
+    if not how and not sys.kill(self.pid, 0) then self.killed_by = 0 end
   end
   return self.status ~= nil or self.killed_by ~= nil
 end

@@ -373,7 +373,7 @@ describe("unbind", function()
       set_pending_connect_timeout = "1", set_sock_opt = "'tcp', 'nodelay', true", get_sock_opt = "'tcp', 'nodelay'",
       add_timer = "1, print", add_periodic_timer = "1, print", send_file_data = "'x'", stream_file_data = "'x'",
       send_datagram = "'x', '127.0.0.1', 1", join_multicast = "'224.0.0.251'", leave_multicast = "'224.0.0.251'",
-      proxy_incoming_to = "x.old",
+      proxy_incoming_to = "x.old", subscribe = "'x'", unsubscribe = "'x'",
     }
     local answer = {
       get_peername = true, get_sockname = true, reconnect = true, on = true, once = true, off = true, emit = true, get_pid = true,

@@ -273,7 +273,7 @@ describe("finalizers", function()
 
   it("of unsafe handlers start nothing that would outlive their VM", function()
     local s = serve([[
-      setmetatable({}, { __gc = function()
+      x.lasts = setmetatable({}, { __gc = function()
         print("{{finalizer", pcall(em.add_timer, 0.05, print), pcall(em.next_tick, print), "}}")
       end })
       return {}]], { config = "unsafe = true" })

@@ -1,0 +1,405 @@
+-- SIGUSR2: another process takes the listeners over, and nobody is refused.
+local t = require "tests.support.harness"
+local lfs = require "lfs"
+local socket = require "socket"
+local tls = require "tests.support.tls"
+socket.unix = require "socket.unix"
+
+local is_root = t.sys.getuid() == 0
+
+local function exact(text)
+  return (text:gsub("%p", "%%%0"))
+end
+
+-- A connection's worth of work on an echo: what comes back must be what was sent.
+local served = 0
+local function echo(connection)
+  served = served + 1
+  local text = ("%d: "):format(served) .. ("x"):rep(served % 2000) .. "\n"
+  connection:send(text):expect(text)
+  connection:close()
+end
+
+-- Connects in all ways, again and again, until done returns something true. Returns that and how often.
+local function load_until(done, ways)
+  local deadline, count = t.now() + t.limit, 0
+  while true do
+    for _, connect in ipairs(ways) do echo(connect()) end
+    count = count + 1
+    local result = done()
+    if result then return result, count end
+    assert(t.now() < deadline, "the load went on in vain")
+  end
+end
+
+describe("an upgrade", function()
+  t.auto()
+
+  local port, path, config
+
+  -- A daemon with an echo on a port and on a path, a pid file, and more lines.
+  local function start(more, options)
+    port, path = t.free_port(), t.path("x.sock")
+    options = options or {}
+    options.config = ('listen "tcp://127.0.0.1:%d" { handler = "echo" }\nlisten "unix://%s" { handler = "echo" }\npid_file = "x.pid"\n%s')
+      :format(port, path, more or "")
+    config = options.config
+    return t.start(options)
+  end
+
+  -- Another version of the file.
+  local function configure(text)
+    t.write("reactord.conf", text .. ("\nhandlers = { %q, %q }\n"):format(t.dir(), t.root .. "/handlers"))
+  end
+
+  local function plain() return t.connect(port) end
+  local function by_path() return t.connect(path) end
+
+  -- An upgrade that must not be.
+  local function refused(d, ...)
+    local mark = d:mark()
+    d:signal("USR2")
+    d:wait_log(("upgrade refused: process %d serves on"):format(d.pid), nil, mark)
+    local said = d:log():sub(mark)
+    for _, pattern in ipairs { ... } do assert.matches(pattern, said) end
+    assert.equal(d.pid .. "\n", t.read("x.pid"))
+    echo(plain())
+    echo(by_path())
+    return said
+  end
+
+  it("refuses no connection and loses no byte, three times in a row: plain, by TLS, on a Unix socket", function()
+    local tls_port = t.free_port()
+    local ways = { plain, by_path, function() return assert(tls.connect(tls_port)) end }
+    local d = start(('listen "tls://127.0.0.1:%d" { handler = "echo", tls = { self_signed = true } }'):format(tls_port))
+    local held, olds = {}, {}
+    for round = 1, 3 do
+      held[round] = { plain(), by_path(), (assert(tls.connect(tls_port))) }
+      for _, c in ipairs(held[round]) do c:send("mine"):expect("mine") end
+      local mark, before = d:mark(), t.now()
+      d:signal("USR2")
+      local pid = load_until(function() return d:log():match("upgraded: process (%d+) serves", mark) end, ways)
+      local new = t.adopt(tonumber(pid), d.log_path)
+      load_until(function() return t.now() > before + 0.3 end, ways)
+      new:wait_log("ready: pid " .. pid)
+      assert.equal(pid .. "\n", t.read("x.pid"))
+      for i = 1, round do
+        for _, c in ipairs(held[i]) do c:send("still"):expect("still") end
+      end
+      table.insert(olds, d)
+      for _, old in ipairs(olds) do assert.is_false(old:ended()) end
+      d = new
+    end
+    for round, cs in ipairs(held) do
+      for _, c in ipairs(cs) do c:close() end
+      load_until(function() return olds[round]:ended() end, ways)
+      assert.equal(0, olds[round].status)
+    end
+    assert.equal("socket", lfs.attributes(path, "mode"))
+    assert.equal(d.pid .. "\n", t.read("x.pid"))
+    d:stop()
+    assert.matches("upgrades=3", d:log():match("[^\n]*\n$"))
+    assert.is_nil(lfs.attributes(path, "mode"))
+    assert.is_nil(t.read("x.pid"))
+  end)
+
+  it("is to the binary that is now at the path, and with the configuration of now", function()
+    t.copy_daemon()
+    local d = start()
+    assert(os.execute(("cp %q %q"):format(t.binary, t.binary .. ".new")))
+    local inode = lfs.attributes(t.binary .. ".new", "ino")
+    assert(os.rename(t.binary .. ".new", t.binary))
+    local other = t.free_port()
+    configure(config .. ('\nlisten "tcp://127.0.0.1:%d" { handler = "line_counter" }'):format(other))
+    local new = d:upgrade()
+    assert.equal(0, (d:wait()))
+    assert.equal(inode, lfs.attributes("/proc/" .. new.pid .. "/exe", "ino"))
+    assert.matches("1", t.connect(other):send("one\n"):receive_line())
+    echo(plain())
+    -- and once more, from a process whose own binary was a replacement
+    assert(os.execute(("cp %q %q && mv %q %q"):format(t.binary, t.binary .. ".new", t.binary .. ".new", t.binary)))
+    configure(config)
+    t.close_clients()
+    local last = new:upgrade()
+    assert.equal(0, (new:wait()))
+    last:wait_log("no longer listening on tcp://127.0.0.1:" .. other)
+    assert.is_nil((socket.connect("127.0.0.1", other)))
+    echo(by_path())
+    last:stop()
+  end)
+
+  it("is refused for a bad configuration or handler, with every reason, and the files stay whose they were", function()
+    local d = start()
+    local c = plain()
+    configure(config .. "\nzebra = 1\nlion = 2")
+    refused(d, "upgrade refused: [^\n]*reactord.conf:%d+: unknown option 'zebra'", "upgrade refused: [^\n]*unknown option 'lion'")
+    local s = t.listen()
+    t.write("broken.lua", "x = = 1")
+    configure(config .. ('\nlisten "tcp://127.0.0.1:%d" { handler = "broken" }'):format(s.port))
+    local said = refused(d, "upgrade refused: [^\n]*broken.lua:1: ", "upgrade refused: [^\n]*Address already in use")
+    assert.equal(2, select(2, said:gsub("broken.lua:1: ", "")) + select(2, said:gsub("Address already in use", "")), said)
+    c:send("x"):expect("x")
+    configure(config)
+    local new = d:upgrade()
+    t.close_clients()
+    d:wait()
+    echo(by_path())
+    new:stop()
+    assert.matches("upgrades=1 upgrades_refused=2", d:log())
+    assert.is_nil(lfs.attributes(path, "mode"))
+  end)
+
+  it("is refused when the new binary crashes, ends, hangs, or cannot be started", function()
+    t.copy_daemon()
+    local d = start(("upgrade_timeout = %g"):format(t.seconds(0.4)))
+    local function replace(text)
+      t.write("copy/bin/new", text)
+      assert(t.sys.chmod(t.path("copy/bin/new"), "0755"))
+      assert(os.rename(t.path("copy/bin/new"), t.binary))
+    end
+    assert(os.rename(t.binary, t.binary .. ".good"))
+    refused(d, "upgrade refused: cannot start " .. exact(t.binary) .. ": No such file or directory")
+    replace "#!/bin/sh\nkill -SEGV $$"
+    refused(d, "upgrade refused: process %d+ was ended by signal 11 %(Segmentation fault%) before it served")
+    replace "#!/bin/sh\nexit 3"
+    refused(d, "upgrade refused: process %d+ ended with status 3 before it served")
+    replace "#!/bin/sh\nexec sleep 600"
+    local said = refused(d, "upgrade refused: process %d+ took too long to get ready")
+    assert.is_nil(t.sys.kill(tonumber(said:match("process (%d+) took")), 0))
+    replace "not a program"
+    refused(d, "upgrade refused: cannot start [^\n]*: Exec format error")
+    assert(os.rename(t.binary .. ".good", t.binary))
+    local new = d:upgrade()
+    d:wait()
+    new:stop()
+    assert.is_nil(lfs.attributes(path, "mode"))
+    assert.is_nil(t.read("x.pid"))
+  end)
+
+  it("goes one at a time; a reload waits for it, a stop ends it", function()
+    t.copy_daemon()
+    local d = start("upgrade_timeout = 600")
+    assert(os.rename(t.binary, t.binary .. ".good"))
+    t.write("copy/bin/reactord", "#!/bin/sh\nwhile [ ! -e go ]; do sleep 0.02; done\nexec copy/bin/reactord.good \"$@\"")
+    assert(t.sys.chmod(t.binary, "0755"))
+    -- its own folder is where the new process looks for "go": d was started where the specs are
+    t.write("copy/bin/reactord", (t.read("copy/bin/reactord"):gsub("%f[%w]go%f[%W]", t.path("go")):gsub("copy/bin", t.path("copy/bin"))))
+    d:signal("USR2")
+    d:wait_log("upgrading: process %d+ of " .. exact(t.binary) .. " gets ready")
+    d:signal("USR2")
+    d:wait_log("upgrade refused: process %d+ is about to take over")
+    d:signal("HUP")
+    echo(plain())
+    t.write("go", "")
+    local pid = tonumber((d:wait_log("upgraded: process (%d+) serves")))
+    local new = t.adopt(pid, d.log_path)
+    new:wait_log("ready: pid " .. pid)
+    new:wait_log("generation 2 serves")
+    d:wait()
+    assert(os.rename(t.binary .. ".good", t.binary .. ".best"))
+    t.write("copy/bin/reactord.good", "#!/bin/sh\nexec sleep 600")
+    assert(t.sys.chmod(t.binary .. ".good", "0755"))
+    local mark = new:mark()
+    new:signal("USR2")
+    local hanging = tonumber((new:wait_log("upgrading: process (%d+) of", nil, mark)))
+    new:stop()
+    assert.is_nil(t.sys.kill(hanging, 0))
+    assert.is_nil(lfs.attributes(path, "mode"))
+    assert.is_nil(t.read("x.pid"))
+  end)
+
+  it("ends the old process after drain_timeout, and at once where nothing is connected", function()
+    local d = start("drain_timeout = 0.3")
+    local c = plain():send("x"):expect("x")
+    local new = d:upgrade()
+    assert.equal(0, (d:wait()))
+    c:expect_eof()
+    local last = new:upgrade()
+    assert.equal(0, (new:wait()))
+    last:stop()
+  end)
+
+  it("tells the service manager whose process it is now", function()
+    local manager = assert(socket.unix.dgram())
+    assert(manager:bind(t.path("notify")))
+    manager:settimeout(t.limit)
+    local function message()
+      local fields = {}
+      for name, value in assert(manager:receive()):gmatch("([%u_]+)=([^\n]*)") do fields[name] = value end
+      return fields
+    end
+    local d = start(nil, { env = { NOTIFY_SOCKET = t.path("notify") } })
+    assert.equal("1", message().READY)
+    local new = d:upgrade()
+    local m = message()
+    assert.same({ "1", "Upgrading" }, { m.RELOADING, m.STATUS })
+    assert.matches("^%d+$", m.MONOTONIC_USEC)
+    assert.same({ READY = "1", STATUS = "Serving, generation 1", MAINPID = tostring(new.pid) }, message())
+    d:wait()
+    new:signal("HUP")
+    assert.equal("1", message().RELOADING)
+    assert.same({ READY = "1", STATUS = "Serving, generation 2", MAINPID = tostring(new.pid) }, message())
+    configure("zebra = 1")
+    new:signal("USR2")
+    assert.equal("1", message().RELOADING)
+    m = message()
+    assert.same({ "1", tostring(new.pid) }, { m.READY, m.MAINPID })
+    assert.matches("^Upgrade refused: [^\n]*zebra", m.STATUS)
+    new:stop()
+    assert.equal("1", message().STOPPING)
+    manager:settimeout(0)
+    assert.is_nil((manager:receive()))
+    manager:close()
+  end)
+
+  it("works where the daemon has detached itself", function()
+    port, path = t.free_port(), t.path("x.sock")
+    local file = t.write("reactord.conf", ([[
+      listen "tcp://127.0.0.1:%d" { handler = "echo" }
+      listen "unix://%s" { handler = "echo" }
+      log = { file = "daemon.log" }
+      handlers = { %q }]]):format(port, path, t.root .. "/handlers"))
+    local r = t.reactord { "-d", "--pid-file=" .. t.path("x.pid"), "--set", "drain_timeout=20", "-c", file }
+    assert.equal("", r.err)
+    local d = t.adopt(tonumber(t.read("x.pid")), t.path("daemon.log"))
+    t.write("reactord.conf", t.read("reactord.conf") .. "\nzebra = 1")
+    refused(d, "unknown option 'zebra'")
+    t.write("reactord.conf", (t.read("reactord.conf"):gsub("zebra = 1", "")))
+    local new = d:upgrade()
+    assert.equal(0, (d:wait()))
+    assert.equal(new.pid .. "\n", t.read("x.pid"))
+    echo(plain())
+    echo(by_path())
+    new:stop()
+    assert.is_nil(t.read("x.pid"))
+  end)
+
+  it("keeps the sockets that the process was started with, by name and by number", function()
+    local named, bare = t.listen(), t.listen("bare.sock")
+    local file = t.write("reactord.conf", ('listen "fd://web" { handler = "echo" }\nlisten "fd://4" { handler = "echo" }\nhandlers = { %q }')
+      :format(t.root .. "/handlers"))
+    local log = t.write("activated.log", "")
+    local d = t.adopt(assert(t.sys.spawn({ "sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$0" "$@"', t.binary, "-c", file },
+      { stdout = log, stderr = log, fds = { named.sock:getfd(), bare.sock:getfd() } })), log)
+    d:wait_log("ready")
+    named:close()
+    bare:close()
+    port, path = named.port, bare.path
+    for _ = 1, 2 do
+      local mark = d:mark()
+      d:signal("USR2")
+      local pid = load_until(function() return d:log():match("upgraded: process (%d+) serves", mark) end, { plain, by_path })
+      assert.equal(0, (d:wait()))
+      d = t.adopt(tonumber(pid), log)
+      load_until(function() return d:log():find("ready: pid " .. pid) end, { plain, by_path })
+    end
+    d:stop()
+    assert.equal("socket", lfs.attributes(path, "mode"))
+  end)
+
+  it("leaves what scripts listen on to the scripts of the new process", function()
+    local other, other_path, datagrams = t.free_port(), t.path("script.sock"), t.free_port()
+    t.write("servers.lua", ([[
+      local em = require "em"
+      local Echo = { receive_data = function(c, data) c:send_data(data) end }
+      em.next_tick(function()
+        assert(em.start_server("127.0.0.1", %d, Echo))
+        assert(em.start_unix_domain_server(%q, Echo))
+        assert(em.open_datagram_socket("127.0.0.1", %d, { receive_data = function(c, data, host, port) c:send_datagram(data, host, port) end }))
+      end)
+      return Echo
+    ]]):format(other, other_path, datagrams))
+    local block = t.free_port()
+    local d = start(('listen "udp://127.0.0.1:%d" { handler = "datagram_echo" }\nlisten "tcp://127.0.0.1:%d" { handler = "servers" }')
+      :format(block, t.free_port()))
+    local udp, got = assert(socket.udp()), 0
+    assert(udp:setsockname("127.0.0.1", 0))
+    udp:settimeout(0)
+    local sent, missing = 0, {}
+    local function exchange()
+      for _, to in ipairs { datagrams, block } do
+        sent = sent + 1
+        missing[tostring(sent)] = true
+        assert(udp:sendto(tostring(sent), "127.0.0.1", to))
+      end
+      local bytes = udp:receivefrom()
+      while bytes do
+        assert(missing[bytes], "a datagram was answered twice")
+        missing[bytes], got = nil, got + 1
+        bytes = udp:receivefrom()
+      end
+    end
+    local ways = { function() return t.connect(other) end, function() return t.connect(other_path) end,
+      function() exchange() return plain() end }
+    d:wait_log("ready")
+    for _ = 1, 2 do
+      local mark = d:mark()
+      d:signal("USR2")
+      local pid = load_until(function() return d:log():match("upgraded: process (%d+) serves", mark) end, ways)
+      assert.equal(0, (d:wait()))
+      d = t.adopt(tonumber(pid), d.log_path)
+      load_until(function() return d:log():find("ready: pid " .. pid) end, ways)
+    end
+    t.until_true(function() exchange() return got >= sent - 4 end, 5, "all datagrams")
+    udp:close()
+    d:stop()
+    assert.is_nil(lfs.attributes(other_path, "mode"))
+    assert.is_nil(d:log():match("handler_errors=[1-9]"))
+  end)
+
+  it("lets a connection that waits for its PROXY header have its say to the old process", function()
+    local proxied = t.free_port()
+    local d = start(('listen "tcp://127.0.0.1:%d" { handler = "echo", proxy_protocol = { "127.0.0.1" } }'):format(proxied))
+    local c = t.connect(proxied):send("PROXY TCP4 192.0.2.1 ")
+    echo(plain())
+    local new = d:upgrade()
+    assert.is_false(d:ended())
+    c:send("198.51.100.2 56324 443\r\nhello"):expect("hello")
+    c:close()
+    assert.equal(0, (d:wait()))
+    new:stop()
+  end)
+
+  it("ends the connect blocks of the old process, and the new one has its own", function()
+    local s = t.listen()
+    t.write("talks.lua", 'return { post_init = function(c) c:send_data("hello\\n") end }')
+    local d = start(('connect "tcp://127.0.0.1:%d" { handler = "talks", reconnect = 0.05 }'):format(s.port))
+    local first = s:accept():expect("hello\n")
+    local new = d:upgrade()
+    local second = s:accept():expect("hello\n")
+    first:expect_eof()
+    d:wait()
+    second:expect_silence(0.1)
+    new:stop()
+  end)
+
+  it("goes on with the rights that the daemon has: a low port, another user", function()
+    if not is_root then pending("only root can change the user") end
+    t.copy_daemon()
+    local low
+    for candidate = 600 + t.sys.getpid() % 300, 1023 do
+      local probe = socket.tcp4()
+      low = probe:bind("127.0.0.1", candidate) and t.sys.reserve("reactord-test-port-" .. candidate) and candidate
+      probe:close()
+      if low then break end
+    end
+    assert(lfs.mkdir(t.path("run")))
+    assert(t.sys.chown(t.path("run"), 65534, 65534))
+    local d = t.start(('user = "nobody"\npid_file = "run/x.pid"\nlisten "tcp://127.0.0.1:%d" { handler = "echo" }\n'
+      .. 'listen "unix://run/x.sock" { handler = "echo", mode = "0600" }\nhandlers = { %q }'):format(low, t.path("copy/handlers")))
+    port, path = low, t.path("run/x.sock")
+    for _ = 1, 2 do
+      local new = d:upgrade()
+      assert.equal(0, (d:wait()))
+      d = new
+      assert.matches("\nUid:%s+65534%s+65534%s+65534", t.read("/proc/" .. d.pid .. "/status"))
+      echo(plain())
+      echo(by_path())
+      assert.equal(d.pid .. "\n", t.read("run/x.pid"))
+      assert.equal("rw-------", lfs.attributes(path, "permissions"))
+    end
+    d:stop()
+    assert.is_nil(lfs.attributes(path, "mode"))
+    assert.is_nil(t.read("run/x.pid"))
+  end)
+end)
