@@ -71,7 +71,7 @@ RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stab
                 libjansson-dev libmsgpack-dev liblmdb-dev uthash-dev netcat-openbsd
 TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd dnsmasq-base ruby-eventmachine \
                 lua-sec curl openssl haproxy
-FULL_PACKAGES = $(TEST_PACKAGES) testssl.sh bsdextrautils dnsutils
+FULL_PACKAGES = $(TEST_PACKAGES) prometheus testssl.sh bsdextrautils dnsutils
 LINT_PACKAGES = lua-check clang-format cppcheck
 
 JOBS      = $(shell nproc)
