@@ -420,6 +420,17 @@ void control_close(struct control *control)
 	free(control);
 }
 
+/* Ends what belongs to another process, here. */
+void control_abandon(struct control *control)
+{
+	if (!control)
+		return;
+	listener_leave_file(control->listener);
+	for (struct control_client *k = control->clients; k; k = k->following)
+		conn_end(k->c, NULL, "stopped");
+	control_close(control);
+}
+
 /* Tells how it goes. */
 void control_progress(struct control_request *q, json_t *progress)
 {
