@@ -386,6 +386,7 @@ static void upgrade(struct service *s)
 	ports_leave(&s->ports, legacy);
 	control_leave(s->control, legacy);
 	lua_net_leave(s->newest->vm, legacy);
+	legacy_leave_text(legacy, "store", store_name(s->runtime.store));
 	if (s->pid_file && s->pid_file->path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, s->pid_file->fd, NULL);
 	s->upgrade.on_done = on_upgraded;
@@ -599,6 +600,7 @@ bool service_open(struct service *s, const struct service_options *options, cons
 		return false;
 	}
 	s->runtime.loop->legacy = options->legacy;
+	store_inherit(s->runtime.store, legacy_text(options->legacy, "store"));
 	if (legacy_text(options->legacy, "upgrades"))
 		s->runtime.stats->upgrades = strtoull(legacy_text(options->legacy, "upgrades"), NULL, 10);
 	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};
