@@ -396,7 +396,7 @@ void control_keep(struct control *control)
 void control_own(struct control *control)
 {
 	if (control)
-		listener_own(control->listener, SOMAXCONN);
+		listener_own(control->listener);
 }
 
 /* Lets nobody in any more. */
@@ -418,6 +418,17 @@ void control_close(struct control *control)
 	}
 	conns_free(control->conns);
 	free(control);
+}
+
+/* Ends what belongs to another process, here. */
+void control_abandon(struct control *control)
+{
+	if (!control)
+		return;
+	listener_leave_file(control->listener);
+	for (struct control_client *k = control->clients; k; k = k->following)
+		conn_end(k->c, NULL, "stopped");
+	control_close(control);
 }
 
 /* Tells how it goes. */
