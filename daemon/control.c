@@ -378,12 +378,6 @@ void control_give(struct control *control, uid_t uid, gid_t gid)
 	control->group = gid;
 }
 
-/* Lets nobody in any more. */
-void control_shut(struct control *control)
-{
-	listener_pause(control->listener);
-}
-
 /* Lets the last answers go, which takes no longer than their linger time, and frees it. */
 void control_close(struct control *control)
 {
@@ -395,6 +389,20 @@ void control_close(struct control *control)
 	while (control->client_count) {
 		loop_turn(control->loop);
 	}
+	conns_free(control->conns);
+	free(control);
+}
+
+/* Lets go of it. Descriptors are closed, nothing is sent. */
+void control_leave(struct control *control)
+{
+	if (!control)
+		return;
+	listener_leave_file(control->listener);
+	for (struct control_client *k = control->clients; k; k = k->following)
+		conn_end(k->c, NULL, "detached");
+	listener_close(control->listener);
+	control->conns->at_end.run(control->conns->at_end.data); /* the end of a turn for them alone */
 	conns_free(control->conns);
 	free(control);
 }

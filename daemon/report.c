@@ -318,7 +318,7 @@ static struct report set_log_level(const char *name)
 }
 
 /* Runs Lua. */
-static struct report eval(struct generation *newest, const char *code)
+static struct report eval(const struct runtime *r, struct generation *newest, const char *code)
 {
 	char *result = NULL;
 
@@ -328,6 +328,8 @@ static struct report eval(struct generation *newest, const char *code)
 		return report_failure(COMMAND_FAILED, result);
 	struct report report = {.result = text(result)};
 	free(result);
+	if (r->loop->processes > 1) /* several do it, each with a result of its own */
+		report.result = json_pack("[{s:I, s:o}]", "process", (json_int_t)r->loop->process, "result", report.result);
 	return report;
 }
 
@@ -350,7 +352,7 @@ struct report report_answer(struct runtime *r, struct generation *newest, const 
 	if (strcmp(command, "log-level") == 0)
 		return set_log_level(argument);
 	if (strcmp(command, "eval") == 0)
-		return eval(newest, argument);
+		return eval(r, newest, argument);
 	if (strcmp(command, "metrics") == 0) {
 		char *metrics = metrics_text(scoreboard_of(r->score), loop_clock());
 		struct report report = {.result = json_string_nocheck(metrics)};
