@@ -378,6 +378,33 @@ void control_give(struct control *control, uid_t uid, gid_t gid)
 	control->group = gid;
 }
 
+/* Leaves it. */
+void control_leave(struct control *control, struct legacy *legacy)
+{
+	if (control)
+		listener_leave(control->listener, legacy);
+}
+
+/* Keeps it. */
+void control_keep(struct control *control)
+{
+	if (control)
+		listener_keep(control->listener);
+}
+
+/* Owns it. */
+void control_own(struct control *control)
+{
+	if (control)
+		listener_own(control->listener, SOMAXCONN);
+}
+
+/* Lets nobody in any more. */
+void control_shut(struct control *control)
+{
+	listener_pause(control->listener);
+}
+
 /* Lets the last answers go, which takes no longer than their linger time, and frees it. */
 void control_close(struct control *control)
 {
@@ -393,8 +420,8 @@ void control_close(struct control *control)
 	free(control);
 }
 
-/* Lets go of it. Descriptors are closed, nothing is sent. */
-void control_leave(struct control *control)
+/* Forgets it. Descriptors are closed, nothing is sent. */
+void control_forget(struct control *control)
 {
 	if (!control)
 		return;
