@@ -420,14 +420,14 @@ void control_close(struct control *control)
 	free(control);
 }
 
-/* Forgets it. Descriptors are closed, nothing is sent. */
-void control_forget(struct control *control)
+/* Ends what belongs to another process, here. */
+void control_abandon(struct control *control)
 {
 	if (!control)
 		return;
 	listener_leave_file(control->listener);
 	for (struct control_client *k = control->clients; k; k = k->following)
-		conn_end(k->c, NULL, "detached");
+		conn_end(k->c, NULL, "stopped");
 	listener_close(control->listener);
 	control->conns->at_end.run(control->conns->at_end.data); /* the end of a turn for them alone */
 	conns_free(control->conns);

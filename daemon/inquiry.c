@@ -12,10 +12,9 @@ struct inquiry {
 	struct inquiries *set;
 	uint64_t number;
 	struct control_request *q;
-	bool *awaited; /* of each process: is its answer due? */
-	unsigned due;  /* how many are */
-	struct report *reports;
-	size_t count;
+	bool *awaited;          /* of each process: is its answer due? */
+	unsigned due;           /* how many are */
+	struct report *reports; /* of each process; without a result: none has come */
 	struct timer limit;
 	struct inquiry *next;
 };
@@ -29,7 +28,7 @@ static void conclude(struct inquiry *i)
 		at = &(*at)->next;
 	*at = i->next;
 	timer_stop(i->set->loop, &i->limit);
-	control_answer(i->q, report_merge(i->q->json, i->reports, i->count));
+	control_answer(i->q, report_merge(i->q->json, i->reports, i->set->count));
 	free(i->awaited);
 	free(i->reports);
 	free(i);
@@ -94,8 +93,7 @@ void inquiry_answered(struct inquiries *set, unsigned process, const struct bus_
 	for (struct inquiry *i = set->all; i; i = i->next) {
 		if ((json_int_t)i->number != number || !i->awaited[process - 1])
 			continue;
-		if (report_unpack(&i->reports[i->count], json_object_get(o, "report")))
-			i->count++;
+		(void)!report_unpack(&i->reports[process - 1], json_object_get(o, "report"));
 		settle(i, process);
 		break;
 	}

@@ -21,7 +21,7 @@ struct handed {
 };
 
 /* How many blocks of a configuration before that one have its URL: they may share it by reuse_port. */
-static size_t occurrence(const struct config *config, size_t block)
+size_t ports_before(const struct config *config, size_t block)
 {
 	size_t n = 0;
 
@@ -53,6 +53,26 @@ static int take_handed(struct ports *p, const char *url, size_t before)
 		return fd;
 	}
 	return -1;
+}
+
+/* The socket for a process. */
+int ports_socket(const struct port *port, unsigned process)
+{
+	return port->sockets[port->count > 1 ? process - 1 : 0]->fd;
+}
+
+/* Sockets for a process that begins. */
+struct handed *ports_share(const struct ports *p, const struct config *config, unsigned process)
+{
+	struct ports child = {0};
+	size_t block = 0;
+
+	for (const struct port *port = p->all; port; port = port->next, block++) {
+		int fd = config->listens[block].url.scheme == SCHEME_FD ? -1 : sock_duplicate(ports_socket(port, process));
+		if (fd >= 0)
+			ports_hand(&child, port->sockets[0]->url, ports_before(config, block), fd);
+	}
+	return child.handed;
 }
 
 /* Keeps one. */
@@ -158,7 +178,7 @@ struct port **ports_open(struct ports *p, const struct config *config, bool righ
 
 	for (size_t i = 0; i < config->listen_count; i++) {
 		const struct listen_conf *conf = &config->listens[i];
-		size_t before = occurrence(config, i);
+		size_t before = ports_before(config, i);
 		char *why = NULL;
 		open[i] = find(p, conf->url_text, before);
 		if (!open[i])
@@ -174,13 +194,12 @@ struct port **ports_open(struct ports *p, const struct config *config, bool righ
 }
 
 /* Closes what is new. */
-void ports_abort(struct ports *p, struct port **open, size_t count)
+void ports_abort(struct port **open, size_t count)
 {
 	for (size_t i = 0; open && i < count; i++)
 		if (open[i] && !open[i]->current)
 			close_port(open[i]);
 	free(open);
-	ports_drop_handed(p);
 }
 
 /* Puts them in their places. */
@@ -215,7 +234,6 @@ void ports_commit(struct ports *p, const struct config *config, struct port **op
 	}
 	*end = NULL;
 	free(open);
-	ports_drop_handed(p);
 }
 
 /* Gives the files away. */

@@ -136,11 +136,11 @@ void service_commit(struct service *s, struct prepared *p)
 }
 
 /* Forgets it. */
-void service_abort(struct service *s, struct prepared *p)
+void service_abort(struct prepared *p)
 {
 	if (!p->shared)
 		return;
-	ports_abort(&s->ports, p->open, p->shared->config->listen_count);
+	ports_abort(p->open, p->shared->config->listen_count);
 	generation_free(p->generation);
 	shared_config_release(p->shared);
 	*p = (struct prepared){0};
@@ -181,7 +181,7 @@ bool service_prepare(struct service *s, struct shared_config *shared, struct sou
 	p->open = ports_open(&s->ports, shared->config, s->newest && shared->config->user, problems);
 	if (problems->count == before)
 		return true;
-	service_abort(s, p);
+	service_abort(p);
 	return false;
 }
 
@@ -193,7 +193,7 @@ static bool replace(struct service *s, struct shared_config *shared, struct sour
 	if (!service_prepare(s, shared, sources, &p, problems))
 		return false;
 	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, problems))) {
-		service_abort(s, &p);
+		service_abort(&p);
 		return false;
 	}
 	service_commit(s, &p);
@@ -491,7 +491,7 @@ static void at_end(void *data)
 {
 	struct service *s = data;
 
-	if (s->state == STOPPED)
+	if (s->state == STOPPED || !s->newest)
 		return;
 	for (struct generation *g = s->newest; g; g = g->older)
 		if (g->exhausted) {

@@ -61,7 +61,7 @@ bool service_prepare(struct service *s, struct shared_config *shared, struct sou
                      struct problems *problems)
 	__attribute__((warn_unused_result));
 void service_commit(struct service *s, struct prepared *p);
-void service_abort(struct service *s, struct prepared *p);
+void service_abort(struct prepared *p);
 
 /* Asks it to drain and end, for that long at most (seconds; < 0: as configured), with that status; or to end at once. */
 void service_ask_drain(struct service *s, double drain_s, int status);

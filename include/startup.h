@@ -30,6 +30,9 @@ bool startup_announce(const struct service_options *options, const struct pidfil
 /* Tells whoever started us that we serve, and lets go of the terminal. */
 void startup_tell_ready(const struct service_options *options, const struct config *config, uint64_t generation);
 
+/* Lets go of the terminal. */
+void startup_detach(void);
+
 /* Tells the process before of all problems, which says them in its log. Without one: writes them to the log, and also to standard error if the log is a file: whoever has started us looks there. */
 void startup_tell_failed(const struct service_options *options, const struct problems *problems, bool to_file);
 
