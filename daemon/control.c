@@ -396,7 +396,7 @@ void control_keep(struct control *control)
 void control_own(struct control *control)
 {
 	if (control)
-		listener_own(control->listener, SOMAXCONN);
+		listener_own(control->listener);
 }
 
 /* Lets nobody in any more. */

@@ -66,7 +66,7 @@ struct master {
 	rlim_t descriptor_limit;                      /* as we had it */
 	bool replaced;                                /* by another daemon, which has our sockets */
 	struct control *control;                      /* NULL: none */
-	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
+	struct control_request *reloaders, *stoppers, *upgraders; /* who waits for a reload, for the end, for a new daemon */
 	struct inquiries inquiries;                   /* what processes are to answer */
 	struct timer progress;                        /* tells stoppers how it goes */
 	json_int_t told_left;                         /* what it has told last */
@@ -87,12 +87,17 @@ static void clear(struct master *m, bool is_master)
 	pidfile_close(&m->pid_file);
 	for (size_t i = 0; i < sizeof m->watches / sizeof *m->watches; i++)
 		sig_unwatch(m->watches[i]);
+	if (is_master)
+		upgrade_cancel(&m->upgrade);
+	else
+		upgrade_abandon(&m->upgrade);
 	if (!is_master) {
 		legacy_free(m->options->legacy);
 		control_abandon(m->control);
 		inquiries_end(&m->inquiries);
 		control_answer_all(&m->reloaders, (struct report){0});
 		control_answer_all(&m->stoppers, (struct report){0});
+		control_answer_all(&m->upgraders, (struct report){0});
 	}
 	if (m->loop && m->loop->timers)
 		timers_close(m->loop);
@@ -149,13 +154,20 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 	exit(status);
 }
 
+/* What was to be another daemon's is ours again. */
+static void keep_all(struct master *m)
+{
+	ports_keep(&m->ports);
+	control_keep(m->control);
+}
+
 /* Ends the daemon: no process is replaced any more; when all have ended, it is over. limit_ns: for that. */
 static void stop(struct master *m, uint64_t limit_ns)
 {
 	m->state = STOPPING;
 	if (!m->replaced) {
 		upgrade_cancel(&m->upgrade);
-		ports_keep(&m->ports);
+		keep_all(m);
 	}
 	seats_hold(&m->seats);
 	ports_close(&m->ports, false);
@@ -186,7 +198,7 @@ static void stop_now(struct master *m)
 /* All drain and end. drain_s < 0: as configured. */
 static void drain(struct master *m, double drain_s)
 {
-	struct member_stop order = {.drain_s = drain_s, .status = -1};
+	struct member_stop order = {.drain_s = drain_s, .status = -1, .replaced = m->replaced};
 
 	abort_attempt(m);
 	if (!m->replaced)
@@ -206,14 +218,24 @@ static void fail(struct master *m)
 static void on_upgraded(struct upgrade *u, bool taken_over)
 {
 	struct master *m = u->data;
+	struct report r = {.status = COMMAND_DONE};
 	char *why = NULL;
 
 	m->replaced = taken_over;
+	if (taken_over)
+		r.result = json_pack("{s:i}", "pid", (int)u->pid);
+	else
+		r = report_failures(&u->reasons);
+	control_answer_all(&m->upgraders, r);
 	if (taken_over) {
+		if (m->control)
+			control_shut(m->control);
+		if (m->reload_asked) /* meant for who serves */
+			upgrade_pass_on(u, SIGHUP);
 		drain(m, -1);
 		return;
 	}
-	ports_keep(&m->ports);
+	keep_all(m);
 	if (m->pid_file.path && !pidfile_write(&m->pid_file, &why)) {
 		log_error("%s", why);
 		free(why);
@@ -228,6 +250,7 @@ static void upgrade(struct master *m)
 	m->upgrade_asked = false;
 	activation_leave(m->activation, legacy);
 	ports_leave(&m->ports, legacy);
+	control_leave(m->control, legacy);
 	if (m->pid_file.path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
 	m->upgrade.on_done = on_upgraded;
@@ -459,7 +482,7 @@ static void go_on_starting(struct master *m)
 		startup_tell_ready(m->options, m->config->config, m->number);
 		seats_watch(&m->seats, hang_limit(m->config->config));
 	} else if (ready == m->seats.count) {
-		if (!startup_announce(m->options, &m->pid_file, &m->problems)) {
+		if (!startup_announce(m->options, &m->pid_file, &m->ports, m->control, &m->problems)) {
 			fail(m);
 			return;
 		}
@@ -661,9 +684,17 @@ static void on_ask(void *data, struct control_request *q)
 	struct master *m = data;
 	const char *command = json_string_value(json_object_get(q->json, "command"));
 
-	if (strcmp(command, "reload") == 0 && m->state != SERVING) {
+	bool reload = strcmp(command, "reload") == 0, upgrade = strcmp(command, "upgrade") == 0;
+
+	if ((reload || upgrade) && m->state != SERVING) {
 		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
-	} else if (strcmp(command, "reload") == 0) {
+	} else if (upgrade && upgrade_under_way(&m->upgrade)) {
+		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("an upgrade is under way")));
+	} else if (upgrade) {
+		q->next = m->upgraders;
+		m->upgraders = q;
+		m->upgrade_asked = true;
+	} else if (reload) {
 		q->next = m->reloaders;
 		m->reloaders = q;
 		m->reload_asked = true;
@@ -763,6 +794,7 @@ int master_run(const struct service_options *options, struct config *config, uns
 	if (m.control) {
 		control_answer_all(&m.stoppers, (struct report){.result = json_string("stopped")});
 		control_answer_all(&m.reloaders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+		control_answer_all(&m.upgraders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
 		control_close(m.control);
 	}
 	struct problems problems = m.problems;

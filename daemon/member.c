@@ -168,7 +168,10 @@ static void on_order(void *data, const struct bus_message *message)
 		memcpy(&stop, message->bytes, sizeof stop);
 		if (!m->service.newest)
 			service_ask_stop(&m->service);
-		service_ask_drain(&m->service, stop.drain_s, stop.status);
+		if (stop.replaced)
+			service_ask_step_back(&m->service);
+		else
+			service_ask_drain(&m->service, stop.drain_s, stop.status);
 		break;
 	case BUS_STOP: service_ask_stop(&m->service); break;
 	case BUS_REOPEN: log_reopen(); break;
