@@ -95,7 +95,7 @@ describe("with two processes", function()
     start()
     local a, b = connect()
     b:send("set kept\n"):expect("set\n")
-    for _ = 1, t.full and 10 or 2 do
+    for _ = 1, t.full and 4 or 2 do -- each start after a crash waits twice as long
       local pids = {}
       for pid in t.run({ "pgrep", "-P", tostring(d.pid) }).out:gmatch("%d+") do pids[#pids + 1] = pid end
       local victim
