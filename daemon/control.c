@@ -396,7 +396,7 @@ void control_keep(struct control *control)
 void control_own(struct control *control)
 {
 	if (control)
-		listener_own(control->listener, SOMAXCONN);
+		listener_own(control->listener);
 }
 
 /* Lets nobody in any more. */
@@ -428,7 +428,10 @@ void control_abandon(struct control *control)
 	listener_leave_file(control->listener);
 	for (struct control_client *k = control->clients; k; k = k->following)
 		conn_end(k->c, NULL, "stopped");
-	control_close(control);
+	listener_close(control->listener);
+	control->conns->at_end.run(control->conns->at_end.data); /* the end of a turn for them alone */
+	conns_free(control->conns);
+	free(control);
 }
 
 /* Tells how it goes. */

@@ -14,6 +14,7 @@
 #include "command.h"
 #include "control.h"
 #include "generation.h"
+#include "inquiry.h"
 #include "log.h"
 #include "mem.h"
 #include "member.h"
@@ -25,6 +26,7 @@
 #include "upgrade.h"
 
 #define PREPARE_NS 30000000000u /* for the first half of a reload, where processes may hang for ever */
+#define PROGRESS_NS 250000000u /* between two lines that tell how a drain goes */
 #define GOODBYE_NS 15000000000u /* beyond the drain's limit, for the end of the processes */
 
 enum master_state { STARTING, SERVING, STOPPING };
@@ -64,7 +66,10 @@ struct master {
 	rlim_t descriptor_limit;                      /* as we had it */
 	bool replaced;                                /* by another daemon, which has our sockets */
 	struct control *control;                      /* NULL: none */
-	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
+	struct control_request *reloaders, *stoppers, *upgraders; /* who waits for a reload, for the end, for a new daemon */
+	struct inquiries inquiries;                   /* what processes are to answer */
+	struct timer progress;                        /* tells stoppers how it goes */
+	json_int_t told_left;                         /* what it has told last */
 };
 
 /* --- starting and stopping ------------------------------------------------------------------------------------------ */
@@ -76,16 +81,23 @@ static void clear(struct master *m, bool is_master)
 	if (m->loop && m->loop->timers) {
 		timer_stop(m->loop, &m->stop_limit);
 		timer_stop(m->loop, &m->attempt.limit);
+		timer_stop(m->loop, &m->progress);
 	}
 	ports_close(&m->ports, !is_master);
 	pidfile_close(&m->pid_file);
 	for (size_t i = 0; i < sizeof m->watches / sizeof *m->watches; i++)
 		sig_unwatch(m->watches[i]);
+	if (is_master)
+		upgrade_cancel(&m->upgrade);
+	else
+		upgrade_abandon(&m->upgrade);
 	if (!is_master) {
 		legacy_free(m->options->legacy);
 		control_abandon(m->control);
+		inquiries_end(&m->inquiries);
 		control_answer_all(&m->reloaders, (struct report){0});
 		control_answer_all(&m->stoppers, (struct report){0});
+		control_answer_all(&m->upgraders, (struct report){0});
 	}
 	if (m->loop && m->loop->timers)
 		timers_close(m->loop);
@@ -142,13 +154,20 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 	exit(status);
 }
 
+/* What was to be another daemon's is ours again. */
+static void keep_all(struct master *m)
+{
+	ports_keep(&m->ports);
+	control_keep(m->control);
+}
+
 /* Ends the daemon: no process is replaced any more; when all have ended, it is over. limit_ns: for that. */
 static void stop(struct master *m, uint64_t limit_ns)
 {
 	m->state = STOPPING;
 	if (!m->replaced) {
 		upgrade_cancel(&m->upgrade);
-		ports_keep(&m->ports);
+		keep_all(m);
 	}
 	seats_hold(&m->seats);
 	ports_close(&m->ports, false);
@@ -179,7 +198,7 @@ static void stop_now(struct master *m)
 /* All drain and end. drain_s < 0: as configured. */
 static void drain(struct master *m, double drain_s)
 {
-	struct member_stop order = {.drain_s = drain_s, .status = -1};
+	struct member_stop order = {.drain_s = drain_s, .status = -1, .replaced = m->replaced};
 
 	abort_attempt(m);
 	if (!m->replaced)
@@ -199,14 +218,24 @@ static void fail(struct master *m)
 static void on_upgraded(struct upgrade *u, bool taken_over)
 {
 	struct master *m = u->data;
+	struct report r = {.status = COMMAND_DONE};
 	char *why = NULL;
 
 	m->replaced = taken_over;
+	if (taken_over)
+		r.result = json_pack("{s:i}", "pid", (int)u->pid);
+	else
+		r = report_failures(&u->reasons);
+	control_answer_all(&m->upgraders, r);
 	if (taken_over) {
+		if (m->control)
+			control_shut(m->control);
+		if (m->reload_asked) /* meant for who serves */
+			upgrade_pass_on(u, SIGHUP);
 		drain(m, -1);
 		return;
 	}
-	ports_keep(&m->ports);
+	keep_all(m);
 	if (m->pid_file.path && !pidfile_write(&m->pid_file, &why)) {
 		log_error("%s", why);
 		free(why);
@@ -221,6 +250,7 @@ static void upgrade(struct master *m)
 	m->upgrade_asked = false;
 	activation_leave(m->activation, legacy);
 	ports_leave(&m->ports, legacy);
+	control_leave(m->control, legacy);
 	if (m->pid_file.path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
 	m->upgrade.on_done = on_upgraded;
@@ -452,7 +482,7 @@ static void go_on_starting(struct master *m)
 		startup_tell_ready(m->options, m->config->config, m->number);
 		seats_watch(&m->seats, hang_limit(m->config->config));
 	} else if (ready == m->seats.count) {
-		if (!startup_announce(m->options, &m->pid_file, &m->problems)) {
+		if (!startup_announce(m->options, &m->pid_file, &m->ports, m->control, &m->problems)) {
 			fail(m);
 			return;
 		}
@@ -537,6 +567,7 @@ static void on_message(void *data, struct seat *seat, const struct bus_message *
 	case BUS_SOURCE: on_source(m, seat, message); break;
 	case BUS_PREPARED: on_prepared(m, seat, message); break;
 	case BUS_COMMITTED: on_committed(m, seat); break;
+	case BUS_CONTROL_REPLY: inquiry_answered(&m->inquiries, seat->index, message); break;
 	case BUS_STOPPING:
 		if (message->length != sizeof order || m->state != SERVING)
 			break;
@@ -556,6 +587,7 @@ static void on_end(void *data, struct seat *seat, const char *how)
 	bool was_awaited = seat->awaited;
 
 	seat->awaited = false;
+	inquiry_lost(&m->inquiries, seat->index);
 	if (m->state == STOPPING) {
 		if (!m->failed && strcmp(how, "ended with status 0") != 0)
 			log_error("process %u %s", seat->index, how);
@@ -607,15 +639,62 @@ static void on_signal(int signo, void *data)
 	}
 }
 
+/* Asks a process, if it serves. */
+static bool send_request(void *data, unsigned process, const char *bytes, size_t length)
+{
+	struct seat *seat = &((struct master *)data)->seats.all[process - 1];
+
+	return seat->state == SEAT_SERVING && !seat->bus_ended && bus_send(seat->bus, BUS_CONTROL_REQUEST, bytes, length, NULL, 0);
+}
+
+/* Tells those who wait for the end how many connections are left, and again in a while. */
+static void on_progress(void *data)
+{
+	struct master *m = data;
+	json_int_t left = 0;
+
+	for (size_t i = 0; i < m->board->count; i++)
+		left += (json_int_t)m->board->scores[i].stats.connections;
+	for (struct control_request *q = m->stoppers; q && left != m->told_left; q = q->next)
+		control_progress(q, json_pack("{s:I}", "connections", left));
+	m->told_left = left;
+	timer_start(m->loop, &m->progress, PROGRESS_NS);
+}
+
+/* What is answered from the scoreboard, which the master shares, and by the processes. */
+static void answer(struct master *m, struct control_request *q, const char *command)
+{
+	enum log_level level;
+
+	if (strcmp(command, "status") == 0) {
+		const char *state = m->state == STOPPING ? "draining" : "serving";
+		control_answer(q, (struct report){.result = report_status(m->board, m->pid, state, m->config->config->file)});
+	} else if (strcmp(command, "metrics") == 0) {
+		control_answer(q, report_metrics(m->board));
+	} else {
+		if (strcmp(command, "log-level") == 0 && log_level_parse(json_string_value(json_object_get(q->json, "argument")), &level))
+			log_set_level(level);
+		inquiry_start(&m->inquiries, q);
+	}
+}
+
 /* Somebody asks by the control socket. */
 static void on_ask(void *data, struct control_request *q)
 {
 	struct master *m = data;
 	const char *command = json_string_value(json_object_get(q->json, "command"));
 
-	if (strcmp(command, "reload") == 0 && m->state != SERVING) {
+	bool reload = strcmp(command, "reload") == 0, upgrade = strcmp(command, "upgrade") == 0;
+
+	if ((reload || upgrade) && m->state != SERVING) {
 		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
-	} else if (strcmp(command, "reload") == 0) {
+	} else if (upgrade && upgrade_under_way(&m->upgrade)) {
+		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("an upgrade is under way")));
+	} else if (upgrade) {
+		q->next = m->upgraders;
+		m->upgraders = q;
+		m->upgrade_asked = true;
+	} else if (reload) {
 		q->next = m->reloaders;
 		m->reloaders = q;
 		m->reload_asked = true;
@@ -626,11 +705,9 @@ static void on_ask(void *data, struct control_request *q)
 			stop_now(m);
 		else if (m->state == SERVING)
 			drain(m, -1);
-	} else if (strcmp(command, "status") == 0) {
-		const char *state = m->state == STOPPING ? "draining" : "serving";
-		control_answer(q, (struct report){.result = report_status(m->board, m->pid, state, m->config->config->file)});
+		timer_start(m->loop, &m->progress, 0);
 	} else {
-		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("not for several processes yet")));
+		answer(m, q, command);
 	}
 }
 
@@ -678,6 +755,8 @@ static bool begin(struct master *m, unsigned count)
 	m->ports = (struct ports){.loop = m->loop, .slots = count};
 	m->store = store_make_name();
 	seats_init(&m->seats, m->loop, m->board, &events, m);
+	m->inquiries = (struct inquiries){.loop = m->loop, .count = count, .send = send_request, .data = m};
+	timer_init(&m->progress, on_progress, m);
 	timer_init(&m->stop_limit, on_stop_limit, m);
 	timer_init(&m->attempt.limit, on_prepare_limit, m);
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
@@ -711,9 +790,11 @@ int master_run(const struct service_options *options, struct config *config, uns
 			upgrade(&m);
 		loop_turn(m.loop);
 	}
+	inquiries_end(&m.inquiries);
 	if (m.control) {
 		control_answer_all(&m.stoppers, (struct report){.result = json_string("stopped")});
 		control_answer_all(&m.reloaders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+		control_answer_all(&m.upgraders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
 		control_close(m.control);
 	}
 	struct problems problems = m.problems;

@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "inquiry.h"
 #include "log.h"
 #include "mem.h"
 #include "service.h"
@@ -167,10 +168,14 @@ static void on_order(void *data, const struct bus_message *message)
 		memcpy(&stop, message->bytes, sizeof stop);
 		if (!m->service.newest)
 			service_ask_stop(&m->service);
-		service_ask_drain(&m->service, stop.drain_s, stop.status);
+		if (stop.replaced)
+			service_ask_step_back(&m->service);
+		else
+			service_ask_drain(&m->service, stop.drain_s, stop.status);
 		break;
 	case BUS_STOP: service_ask_stop(&m->service); break;
 	case BUS_REOPEN: log_reopen(); break;
+	case BUS_CONTROL_REQUEST: inquiry_reply(m->bus, message, &m->service.runtime, m->service.newest); break;
 	default: break;
 	}
 	loop_wake(m->service.runtime.loop);
@@ -210,7 +215,8 @@ static void on_orphaned(int signo)
 /* Takes its place. */
 static bool take_place(struct member *m, struct problems *problems)
 {
-	static const enum bus_kind orders[] = {BUS_PORT, BUS_PREPARE, BUS_COMMIT, BUS_ABORT, BUS_DRAIN, BUS_STOP, BUS_REOPEN};
+	static const enum bus_kind orders[] = {BUS_PORT, BUS_PREPARE, BUS_COMMIT, BUS_ABORT, BUS_DRAIN, BUS_STOP, BUS_REOPEN,
+	                                       BUS_CONTROL_REQUEST};
 	const struct member_place *p = m->place;
 	struct service *s = &m->service;
 

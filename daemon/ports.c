@@ -260,6 +260,14 @@ void ports_keep(struct ports *p)
 			listener_keep(port->sockets[i]);
 }
 
+/* Owns them. */
+void ports_own(struct ports *p)
+{
+	for (struct port *port = p->all; port; port = port->next)
+		for (size_t i = 0; i < port->count; i++)
+			listener_own(port->sockets[i]);
+}
+
 /* Retires them. */
 bool ports_retire(struct ports *p)
 {

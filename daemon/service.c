@@ -35,6 +35,14 @@ void service_ask_drain(struct service *s, double drain_s, int status)
 		loop_wake(s->runtime.loop);
 }
 
+/* Steps back. */
+void service_ask_step_back(struct service *s)
+{
+	s->replaced = true;
+	if (s->runtime.loop)
+		loop_wake(s->runtime.loop);
+}
+
 /* Ends. */
 void service_ask_stop(struct service *s)
 {
@@ -114,10 +122,8 @@ void service_commit(struct service *s, struct prepared *p)
 	size_t alive = 0;
 
 	aim(g, p->open);
-	ports_commit(&s->ports, g->config, p->open, before || s->options->legacy);
+	ports_commit(&s->ports, g->config, p->open, before != NULL);
 	ports_resume(&s->ports);
-	if (!before)
-		control_own(s->control);
 	runtime_configure(&s->runtime, g->config);
 	s->last_number = g->number;
 	g->older = before;
@@ -192,7 +198,7 @@ static bool replace(struct service *s, struct shared_config *shared, struct sour
 
 	if (!service_prepare(s, shared, sources, &p, problems))
 		return false;
-	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, problems))) {
+	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, &s->ports, s->control, problems))) {
 		service_abort(&p);
 		return false;
 	}
@@ -380,6 +386,7 @@ static void upgrade(struct service *s)
 	ports_leave(&s->ports, legacy);
 	control_leave(s->control, legacy);
 	lua_net_leave(s->newest->vm, legacy);
+	legacy_leave_text(legacy, "store", store_name(s->runtime.store));
 	if (s->pid_file && s->pid_file->path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, s->pid_file->fd, NULL);
 	s->upgrade.on_done = on_upgraded;
@@ -593,6 +600,7 @@ bool service_open(struct service *s, const struct service_options *options, cons
 		return false;
 	}
 	s->runtime.loop->legacy = options->legacy;
+	store_inherit(s->runtime.store, legacy_text(options->legacy, "store"));
 	if (legacy_text(options->legacy, "upgrades"))
 		s->runtime.stats->upgrades = strtoull(legacy_text(options->legacy, "upgrades"), NULL, 10);
 	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};

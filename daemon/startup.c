@@ -113,15 +113,19 @@ void startup_detach(void)
 }
 
 /* From here on we are the daemon. */
-bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct problems *problems)
+bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct ports *ports, struct control *control,
+                      struct problems *problems)
 {
 	char *why = NULL;
 
 	if (!options->legacy)
 		return true;
 	/* the process before writes its own number again, should nothing come of it */
-	if ((!pid_file->path || pidfile_write(pid_file, &why)) && upgrade_announce(options->legacy, &why))
+	if ((!pid_file->path || pidfile_write(pid_file, &why)) && upgrade_announce(options->legacy, &why)) {
+		ports_own(ports);
+		control_own(control);
 		return true;
+	}
 	problems_add(problems, "%s", why);
 	free(why);
 	return false;

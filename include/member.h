@@ -32,6 +32,7 @@ struct member_reload {
 struct member_stop {
 	double drain_s; /* < 0: as configured */
 	int status;     /* of the daemon; < 0: as it is */
+	bool replaced;  /* another daemon serves */
 };
 
 struct shared_config;

@@ -47,6 +47,9 @@ void ports_give(struct ports *p, uid_t uid, gid_t gid);
 void ports_leave(const struct ports *p, struct legacy *legacy);
 void ports_keep(struct ports *p);
 
+/* Takes those of a process before over for good. */
+void ports_own(struct ports *p);
+
 /* Accepts no more. False while PROXY headers are waited for, whose connections ports_close would cut off. */
 bool ports_retire(struct ports *p);
 

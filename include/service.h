@@ -67,6 +67,9 @@ void service_abort(struct prepared *p);
 void service_ask_drain(struct service *s, double drain_s, int status);
 void service_ask_stop(struct service *s);
 
+/* Tells it that another process serves now: it drains, and leaves alone what is that one's. */
+void service_ask_step_back(struct service *s);
+
 /* Turns until it was asked to stop and everything has ended. */
 void service_serve(struct service *s);
 

@@ -24,8 +24,8 @@ bool startup_open(struct ports *ports, const struct config *config, struct pidfi
 
 /* Takes the place of a process before, if there is one: writes the pid file, tells it that all is ready, and waits for it to step
  * back. */
-bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct problems *problems)
-	__attribute__((warn_unused_result));
+bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct ports *ports, struct control *control,
+                      struct problems *problems) __attribute__((warn_unused_result));
 
 /* Tells whoever started us that we serve, and lets go of the terminal. */
 void startup_tell_ready(const struct service_options *options, const struct config *config, uint64_t generation);
