@@ -51,6 +51,7 @@ struct master {
 	struct ports ports;
 	struct pidfile pid_file;
 	char *store;
+	struct tls_secret secret; /* of TLS tickets */
 	struct seats seats;
 	enum master_state state;
 	struct shared_config *config; /* what all serve by */
@@ -78,6 +79,7 @@ struct master {
 static void clear(struct master *m, bool is_master)
 {
 	seats_clear(&m->seats);
+	explicit_bzero(&m->secret, sizeof m->secret);
 	if (m->loop && m->loop->timers) {
 		timer_stop(m->loop, &m->stop_limit);
 		timer_stop(m->loop, &m->attempt.limit);
@@ -120,6 +122,7 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 	prctl(PR_SET_PDEATHSIG, sig_orphan());
 	if (getppid() != master)
 		_exit(1);
+	tls_forward_secret(&m->secret);
 	event_reinit(m->loop->base); /* before anything is taken out of a poller that is the master's too */
 	if (options.detached && !m->told_ready)
 		close(options.ready_fd);
@@ -142,6 +145,7 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 		.activation = m->activation,
 		.handed = ports_share(&m->ports, m->config->config, seat->index),
 		.store = store,
+		.secret = m->secret,
 	};
 	m->config = NULL;
 	m->sources = NULL;
@@ -598,6 +602,7 @@ static void on_end(void *data, struct seat *seat, const char *how)
 		fail(m);
 		return;
 	}
+	tls_forward_secret(&m->secret);
 	uint64_t wait_ns = seat_replace(seat);
 	if (wait_ns)
 		log_error("process %u %s: the next one starts in %.0f s", seat->index, how, (double)wait_ns / 1e9);
@@ -754,6 +759,7 @@ static bool begin(struct master *m, unsigned count)
 		m->score->stats.upgrades = strtoull(legacy_text(m->loop->legacy, "upgrades"), NULL, 10);
 	m->ports = (struct ports){.loop = m->loop, .slots = count};
 	m->store = store_make_name();
+	tls_make_secret(&m->secret);
 	seats_init(&m->seats, m->loop, m->board, &events, m);
 	m->inquiries = (struct inquiries){.loop = m->loop, .count = count, .send = send_request, .data = m};
 	timer_init(&m->progress, on_progress, m);
