@@ -497,11 +497,7 @@ static void go_on_starting(struct master *m)
 		seats_send(&m->seats, BUS_COMMIT, NULL, 0);
 	} else if (ready == 1 && seats_taken(&m->seats) == 1) {
 		for (unsigned i = 1; i < m->seats.count; i++)
-			if (!seat_start(&m->seats.all[i])) {
-				problems_add(&m->problems, "process %u cannot be started: %s", i + 1, strerrordesc_np(errno));
-				fail(m);
-				return;
-			}
+			seat_want(&m->seats.all[i]);
 	}
 }
 
@@ -779,10 +775,8 @@ static bool begin(struct master *m, unsigned count)
 	struct control_host host = {.ask = on_ask, .data = m};
 	if (!startup_open(&m->ports, m->config->config, &m->pid_file, host, &m->control, &m->problems) || m->problems.count)
 		return false;
-	if (seat_start(&m->seats.all[0]))
-		return true;
-	problems_add(&m->problems, "process 1 cannot be started: %s", strerrordesc_np(errno));
-	return false;
+	seat_want(&m->seats.all[0]);
+	return true;
 }
 
 /* Serves. */
@@ -800,6 +794,7 @@ int master_run(const struct service_options *options, struct config *config, uns
 			reload(&m);
 		if (m.upgrade_asked && is_settled(&m))
 			upgrade(&m);
+		seats_start(&m.seats);
 		loop_turn(m.loop);
 	}
 	inquiries_end(&m.inquiries);

@@ -109,9 +109,9 @@ static const struct vm_host run_host = {
 static void aim(struct generation *g, struct port *const *open)
 {
 	for (size_t i = 0; i < g->config->listen_count; i++) {
-		struct listener *l = open[i]->sockets[0];
-		l->user = &g->acceptors[i];
-		g->receivers[i].l = l;
+		for (size_t n = 0; n < open[i]->count; n++)
+			open[i]->sockets[n]->user = &g->acceptors[i];
+		g->receivers[i].l = open[i]->sockets[0];
 	}
 }
 
