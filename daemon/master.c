@@ -51,7 +51,8 @@ struct master {
 	struct activation *activation;
 	struct ports ports;
 	struct pidfile pid_file;
-	char *store;
+	char *store;    /* name of em.shared's; the processes open it */
+	int store_hold; /* keeps it, where it was the daemon's before; -1 */
 	struct tls_secret secret; /* of TLS tickets */
 	struct seats seats;
 	enum master_state state;
@@ -90,6 +91,8 @@ static void clear(struct master *m, bool is_master)
 	}
 	ports_close(&m->ports, !is_master);
 	pidfile_close(&m->pid_file);
+	if (m->store_hold >= 0)
+		close(m->store_hold);
 	for (size_t i = 0; i < sizeof m->watches / sizeof *m->watches; i++)
 		sig_unwatch(m->watches[i]);
 	if (is_master)
@@ -257,6 +260,7 @@ static void upgrade(struct master *m)
 	m->upgrade_asked = false;
 	activation_leave(m->activation, legacy);
 	ports_leave(&m->ports, legacy);
+	legacy_leave_text(legacy, "store", m->store);
 	control_leave(m->control, legacy);
 	if (m->pid_file.path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
@@ -497,11 +501,7 @@ static void go_on_starting(struct master *m)
 		seats_send(&m->seats, BUS_COMMIT, NULL, 0);
 	} else if (ready == 1 && seats_taken(&m->seats) == 1) {
 		for (unsigned i = 1; i < m->seats.count; i++)
-			if (!seat_start(&m->seats.all[i])) {
-				problems_add(&m->problems, "process %u cannot be started: %s", i + 1, strerrordesc_np(errno));
-				fail(m);
-				return;
-			}
+			seat_want(&m->seats.all[i]);
 	}
 }
 
@@ -762,7 +762,9 @@ static bool begin(struct master *m, unsigned count)
 	if (legacy_text(m->loop->legacy, "upgrades"))
 		m->score->stats.upgrades = strtoull(legacy_text(m->loop->legacy, "upgrades"), NULL, 10);
 	m->ports = (struct ports){.loop = m->loop, .slots = count};
-	m->store = store_make_name();
+	const char *store = legacy_text(m->loop->legacy, "store");
+	m->store = store ? mem_strdup(store) : store_make_name();
+	m->store_hold = store ? store_hold(store) : -1;
 	tls_make_secret(&m->secret);
 	seats_init(&m->seats, m->loop, m->board, &events, m);
 	m->inquiries = (struct inquiries){.loop = m->loop, .count = count, .send = send_request, .data = m};
@@ -777,16 +779,14 @@ static bool begin(struct master *m, unsigned count)
 	struct control_host host = {.ask = on_ask, .data = m};
 	if (!startup_open(&m->ports, m->config->config, &m->pid_file, host, &m->control, &m->problems) || m->problems.count)
 		return false;
-	if (seat_start(&m->seats.all[0]))
-		return true;
-	problems_add(&m->problems, "process 1 cannot be started: %s", strerrordesc_np(errno));
-	return false;
+	seat_want(&m->seats.all[0]);
+	return true;
 }
 
 /* Serves. */
 int master_run(const struct service_options *options, struct config *config, unsigned count)
 {
-	struct master m = {.options = options, .pid = getpid(), .config = shared_config_new(config), .sources = sources_new(), .number = 1};
+	struct master m = {.options = options, .pid = getpid(), .config = shared_config_new(config), .sources = sources_new(), .number = 1, .store_hold = -1};
 	bool to_file = config->log_file != NULL;
 
 	if (!begin(&m, count)) {
@@ -798,6 +798,7 @@ int master_run(const struct service_options *options, struct config *config, uns
 			reload(&m);
 		if (m.upgrade_asked && is_settled(&m))
 			upgrade(&m);
+		seats_start(&m.seats);
 		loop_turn(m.loop);
 	}
 	inquiries_end(&m.inquiries);
