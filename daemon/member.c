@@ -231,6 +231,7 @@ static bool take_place(struct member *m, struct problems *problems)
 	s->ports.handed = p->handed;
 	s->on_stop = on_stop;
 	s->user = m;
+	tls_set_secret(s->runtime.tls, &p->secret);
 	store_rename(s->runtime.store, p->store);
 	signal(sig_orphan(), on_orphaned);
 	m->bus = loop->bus = bus_new(loop, p->bus_fd, MEMBER_QUEUE, on_bus_end, m);

@@ -39,20 +39,28 @@ static struct port *find(const struct ports *p, const char *url, size_t before)
 	return NULL;
 }
 
-/* Takes the socket for a block out of those that were handed down; -1 if there is none. */
+/* The place of the socket for a block among those that were handed down; NULL is in it if there is none. */
+static struct handed **find_handed(const struct ports *p, const char *url, size_t before)
+{
+	struct handed **at = (struct handed **)&p->handed;
+
+	while (*at && (strcmp((*at)->url, url) != 0 || (*at)->occurrence != before))
+		at = &(*at)->next;
+	return at;
+}
+
+/* Takes it; -1 if there is none. */
 static int take_handed(struct ports *p, const char *url, size_t before)
 {
-	for (struct handed **at = &p->handed; *at; at = &(*at)->next) {
-		struct handed *h = *at;
-		if (strcmp(h->url, url) != 0 || h->occurrence != before)
-			continue;
-		int fd = h->fd;
-		*at = h->next;
-		free(h->url);
-		free(h);
-		return fd;
-	}
-	return -1;
+	struct handed **at = find_handed(p, url, before), *h = *at;
+
+	if (!h)
+		return -1;
+	int fd = h->fd;
+	*at = h->next;
+	free(h->url);
+	free(h);
+	return fd;
 }
 
 /* The socket for a process. */
@@ -68,9 +76,13 @@ struct handed *ports_share(const struct ports *p, const struct config *config, u
 	size_t block = 0;
 
 	for (const struct port *port = p->all; port; port = port->next, block++) {
-		int fd = config->listens[block].url.scheme == SCHEME_FD ? -1 : sock_duplicate(ports_socket(port, process));
-		if (fd >= 0)
-			ports_hand(&child, port->sockets[0]->url, ports_before(config, block), fd);
+		if (config->listens[block].url.scheme == SCHEME_FD)
+			continue;
+		for (size_t n = port->count == 1 ? 0 : process - 1; n < port->count; n += p->slots) { /* more than one: see is_more */
+			int fd = sock_duplicate(port->sockets[n]->fd);
+			if (fd >= 0)
+				ports_hand(&child, port->sockets[0]->url, ports_before(config, block), fd);
+		}
 	}
 	return child.handed;
 }
@@ -148,6 +160,15 @@ static struct listener *open_socket(struct ports *p, const struct listen_conf *c
 	return listener_open(p->loop, &shared, p->on_accept, NULL, why);
 }
 
+/* Are there more sockets for a block than it wants? A daemon before may have had more processes. Who connects is in the queue of one of
+ * them, and would be cut off with it. */
+static bool is_more(const struct ports *p, const struct listen_conf *conf, size_t before)
+{
+	if (conf->reuse_port || !is_shareable(conf) || conf->url.scheme == SCHEME_UDP)
+		return false;
+	return p->from_master ? *find_handed(p, conf->url_text, before) != NULL : legacy_has(p->loop->legacy, LEGACY_LISTENER, conf->url_text);
+}
+
 /* Opens the port of a block; NULL with errno and a reason. */
 static struct port *open_port(struct ports *p, const struct listen_conf *conf, size_t before, char **why)
 {
@@ -156,8 +177,7 @@ static struct port *open_port(struct ports *p, const struct listen_conf *conf, s
 	if (p->slots && !before && !probe(p, conf, why))
 		return NULL;
 	struct port *port = mem_zalloc(sizeof *port);
-	port->sockets = mem_zalloc(wanted * sizeof(struct listener *));
-	while (port->count < wanted) {
+	while (port->count < wanted || is_more(p, conf, before)) {
 		struct listener *l = open_socket(p, conf, before, port, why);
 		if (!l) {
 			int saved = errno;
@@ -166,6 +186,7 @@ static struct port *open_port(struct ports *p, const struct listen_conf *conf, s
 			return NULL;
 		}
 		listener_pause(l);
+		port->sockets = mem_realloc(port->sockets, (port->count + 1) * sizeof(struct listener *));
 		port->sockets[port->count++] = l;
 	}
 	return port;

@@ -20,6 +20,7 @@
 #include "privs.h"
 #include "sig.h"
 #include "startup.h"
+#include "watchdog.h"
 
 #define PROGRESS_NS 250000000u /* between two lines of progress of a drain */
 
@@ -109,9 +110,9 @@ static const struct vm_host run_host = {
 static void aim(struct generation *g, struct port *const *open)
 {
 	for (size_t i = 0; i < g->config->listen_count; i++) {
-		struct listener *l = open[i]->sockets[0];
-		l->user = &g->acceptors[i];
-		g->receivers[i].l = l;
+		for (size_t n = 0; n < open[i]->count; n++)
+			open[i]->sockets[n]->user = &g->acceptors[i];
+		g->receivers[i].l = open[i]->sockets[0];
 	}
 }
 
@@ -648,6 +649,7 @@ int service_run(const struct service_options *options, struct config *config)
 	struct service s = {0};
 	struct problems problems = {0};
 	struct pidfile pid_file = {0};
+	struct watchdog watchdog;
 	struct control_host host = {.ask = on_ask, .data = &s};
 	bool to_file = config->log_file != NULL, started = false;
 
@@ -661,7 +663,9 @@ int service_run(const struct service_options *options, struct config *config)
 	shared_config_release(shared);
 	if (started) {
 		startup_tell_ready(options, s.newest->config, s.last_number);
+		watchdog_start(&watchdog, s.runtime.loop);
 		service_serve(&s);
+		watchdog_stop(&watchdog);
 	} else if (s.control) {
 		control_close(s.control);
 	}

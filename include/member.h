@@ -21,6 +21,7 @@
 #include "scoreboard.h"
 #include "settings.h"
 #include "sources.h"
+#include "tls.h"
 
 #define MEMBER_QUEUE (32u << 20) /* bytes that may wait in either direction of its bus */
 
@@ -51,6 +52,7 @@ struct member_place {
 	struct activation *activation;
 	struct handed *handed; /* its listeners' sockets */
 	const char *store;     /* name of em.shared's */
+	struct tls_secret secret; /* of TLS tickets */
 };
 
 /* Serves until the master says that it is enough, or is gone; the result is the exit status. */

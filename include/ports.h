@@ -12,7 +12,8 @@
 #include "listener.h"
 #include "problems.h"
 
-/* The listener of a block. A master has one for each of its processes, where they can share the address. */
+/* The listeners of a block: one. A master has one for each of its processes, where they can share the address, and there may be more where a
+ * daemon before had more processes. */
 struct port {
 	struct listener **sockets;
 	size_t count;
