@@ -255,6 +255,7 @@ static void upgrade(struct master *m)
 	activation_leave(m->activation, legacy);
 	ports_leave(&m->ports, legacy);
 	control_leave(m->control, legacy);
+	upgrade_leave_secret(legacy, &m->secret);
 	if (m->pid_file.path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
 	m->upgrade.on_done = on_upgraded;
@@ -759,7 +760,8 @@ static bool begin(struct master *m, unsigned count)
 		m->score->stats.upgrades = strtoull(legacy_text(m->loop->legacy, "upgrades"), NULL, 10);
 	m->ports = (struct ports){.loop = m->loop, .slots = count};
 	m->store = store_make_name();
-	tls_make_secret(&m->secret);
+	if (!upgrade_take_secret(m->options->legacy, &m->secret))
+		tls_make_secret(&m->secret);
 	seats_init(&m->seats, m->loop, m->board, &events, m);
 	m->inquiries = (struct inquiries){.loop = m->loop, .count = count, .send = send_request, .data = m};
 	timer_init(&m->progress, on_progress, m);
