@@ -133,13 +133,12 @@ static void on_message(void *data, const struct bus_message *message)
 }
 
 /* Starts a process. No signal may reach it before it has handlers of its own: those that it inherits would tell the master. */
-bool seat_start(struct seat *seat)
+static bool start(struct seat *seat)
 {
 	struct seats *set = seat->seats;
 	sigset_t all, before;
 	int fds[2];
 
-	timer_stop(set->loop, &seat->retry);
 	if (!bus_pair(fds))
 		return false;
 	sigfillset(&all);
@@ -173,12 +172,30 @@ bool seat_start(struct seat *seat)
 /* The wait is over. */
 static void on_retry(void *data)
 {
-	struct seat *seat = data;
+	seat_want(data);
+}
 
-	if (seat_start(seat))
-		return;
-	log_error("process %u cannot be started: %s", seat->index, strerrordesc_np(errno));
-	seat_replace(seat);
+/* Asks for it. */
+void seat_want(struct seat *seat)
+{
+	timer_stop(seat->seats->loop, &seat->retry);
+	seat->wanted = true;
+	loop_wake(seat->seats->loop);
+}
+
+/* Starts those that are asked for. */
+void seats_start(struct seats *set)
+{
+	for (unsigned i = 0; i < set->count; i++) {
+		struct seat *seat = &set->all[i];
+		if (!seat->wanted)
+			continue;
+		seat->wanted = false;
+		if (start(seat))
+			continue;
+		log_error("process %u cannot be started: %s", seat->index, strerrordesc_np(errno));
+		seat_replace(seat);
+	}
 }
 
 /* The first is replaced at once, and the second if the first had lived for a while. */
@@ -212,8 +229,10 @@ void seats_hurry(struct seats *set)
 /* Never. */
 void seats_hold(struct seats *set)
 {
-	for (unsigned i = 0; i < set->count; i++)
+	for (unsigned i = 0; i < set->count; i++) {
 		timer_stop(set->loop, &set->all[i].retry);
+		set->all[i].wanted = false;
+	}
 }
 
 /* Looks for the ones that have ended. */

@@ -20,6 +20,7 @@
 #include "privs.h"
 #include "sig.h"
 #include "startup.h"
+#include "watchdog.h"
 
 #define PROGRESS_NS 250000000u /* between two lines of progress of a drain */
 
@@ -652,6 +653,7 @@ int service_run(const struct service_options *options, struct config *config)
 	struct service s = {0};
 	struct problems problems = {0};
 	struct pidfile pid_file = {0};
+	struct watchdog watchdog;
 	struct control_host host = {.ask = on_ask, .data = &s};
 	bool to_file = config->log_file != NULL, started = false;
 
@@ -665,7 +667,9 @@ int service_run(const struct service_options *options, struct config *config)
 	shared_config_release(shared);
 	if (started) {
 		startup_tell_ready(options, s.newest->config, s.last_number);
+		watchdog_start(&watchdog, s.runtime.loop);
 		service_serve(&s);
+		watchdog_stop(&watchdog);
 	} else if (s.control) {
 		control_close(s.control);
 	}

@@ -37,6 +37,7 @@ struct seat {
 	struct bus *bus; /* NULL: none */
 	bool bus_ended, reaped;
 	int wait_status;
+	bool wanted;       /* to be started */
 	bool awaited;      /* the master's: an answer is due */
 	unsigned failures; /* starts in a row that came to nothing */
 	uint64_t started_ns;
@@ -72,8 +73,10 @@ void seats_clear(struct seats *set);
 /* Sets after what time a process hangs; 0: never. */
 void seats_watch(struct seats *set, uint64_t hang_ns);
 
-/* Starts the seat's process; false with errno, and nothing has changed then. */
-bool seat_start(struct seat *seat);
+/* Asks for the seat's process; seats_start starts those that are asked for, between two turns: a new process has no turn under way. One that
+ * cannot be started is asked for again after a while. */
+void seat_want(struct seat *seat);
+void seats_start(struct seats *set);
 
 /* Starts it in the place of one that has ended, or that could not be started: at once, or after a wait if that has happened often. Returns the
  * wait in nanoseconds. */

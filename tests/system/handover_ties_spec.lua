@@ -284,6 +284,22 @@ describe("subscriptions of a connection", function()
   end)
 end)
 
+describe("several processes", function()
+  t.auto()
+
+  it("hand their connections over, each its own", function()
+    local d, port = start(says "one", nil, "processes = 2")
+    local clients = {}
+    for i = 1, 20 do clients[i] = t.connect(port):expect("hello\n") end
+    reload_with(d, says "two")
+    for i = 1, 20 do clients[i]:send("x"):expect("two x") end
+    t.write("h.lua", says "three" .. "end")
+    d:signal("HUP")
+    d:wait_log("reload refused")
+    for i = 1, 20 do clients[i]:send("x"):expect("two x") end
+  end)
+end)
+
 describe("shipped handlers", function()
   t.auto()
 

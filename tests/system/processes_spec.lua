@@ -54,9 +54,9 @@ describe("several processes", function()
     d:stop()
   end)
 
-  for _, signal in ipairs { "KILL", "SEGV" } do
+  for _, signal in ipairs { "KILL", not t.sanitized and "SEGV" or nil } do -- sanitizers take a fault for their own business
     it("are replaced when " .. signal .. " ends them, and nobody is refused meanwhile", function()
-      local d, port = start("", { unchecked = t.sanitized and signal == "SEGV" })
+      local d, port = start()
       local other, lost, pid = P.connect_to(port, 1), P.connect_to(port, 2), P.pids(d)[2]
       P.kill(pid, signal)
       for _ = 1, 50 do -- into the gap
@@ -66,7 +66,7 @@ describe("several processes", function()
       P.echoes(other, "still here")
       P.replaced(d, 2, pid)
       P.connect_to(port, 2):close()
-      if d.unchecked then d:kill() else d:stop() end
+      d:stop()
     end)
   end
 
