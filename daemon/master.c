@@ -24,6 +24,7 @@
 #include "startup.h"
 #include "store.h"
 #include "upgrade.h"
+#include "watchdog.h"
 
 #define PREPARE_NS 30000000000u /* for the first half of a reload, where processes may hang for ever */
 #define PROGRESS_NS 250000000u /* between two lines that tell how a drain goes */
@@ -50,7 +51,8 @@ struct master {
 	struct activation *activation;
 	struct ports ports;
 	struct pidfile pid_file;
-	char *store;
+	char *store;    /* name of em.shared's; the processes open it */
+	int store_hold; /* keeps it, where it was the daemon's before; -1 */
 	struct tls_secret secret; /* of TLS tickets */
 	struct seats seats;
 	enum master_state state;
@@ -62,6 +64,7 @@ struct master {
 	struct problems problems; /* why it could not start */
 	int status;
 	struct timer stop_limit;
+	struct watchdog watchdog;
 	struct sig *watches[6];
 	struct upgrade upgrade;
 	rlim_t descriptor_limit;                      /* as we had it */
@@ -83,10 +86,13 @@ static void clear(struct master *m, bool is_master)
 	if (m->loop && m->loop->timers) {
 		timer_stop(m->loop, &m->stop_limit);
 		timer_stop(m->loop, &m->attempt.limit);
+		watchdog_stop(&m->watchdog);
 		timer_stop(m->loop, &m->progress);
 	}
 	ports_close(&m->ports, !is_master);
 	pidfile_close(&m->pid_file);
+	if (m->store_hold >= 0)
+		close(m->store_hold);
 	for (size_t i = 0; i < sizeof m->watches / sizeof *m->watches; i++)
 		sig_unwatch(m->watches[i]);
 	if (is_master)
@@ -254,7 +260,9 @@ static void upgrade(struct master *m)
 	m->upgrade_asked = false;
 	activation_leave(m->activation, legacy);
 	ports_leave(&m->ports, legacy);
+	legacy_leave_text(legacy, "store", m->store);
 	control_leave(m->control, legacy);
+	upgrade_leave_secret(legacy, &m->secret);
 	if (m->pid_file.path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
 	m->upgrade.on_done = on_upgraded;
@@ -484,6 +492,7 @@ static void go_on_starting(struct master *m)
 		activation_log_unused(m->activation);
 		legacy_drop(m->loop->legacy);
 		startup_tell_ready(m->options, m->config->config, m->number);
+		watchdog_start(&m->watchdog, m->loop);
 		seats_watch(&m->seats, hang_limit(m->config->config));
 	} else if (ready == m->seats.count) {
 		if (!startup_announce(m->options, &m->pid_file, &m->ports, m->control, &m->problems)) {
@@ -754,8 +763,11 @@ static bool begin(struct master *m, unsigned count)
 	if (legacy_text(m->loop->legacy, "upgrades"))
 		m->score->stats.upgrades = strtoull(legacy_text(m->loop->legacy, "upgrades"), NULL, 10);
 	m->ports = (struct ports){.loop = m->loop, .slots = count};
-	m->store = store_make_name();
-	tls_make_secret(&m->secret);
+	const char *store = legacy_text(m->loop->legacy, "store");
+	m->store = store ? mem_strdup(store) : store_make_name();
+	m->store_hold = store ? store_hold(store) : -1;
+	if (!upgrade_take_secret(m->options->legacy, &m->secret))
+		tls_make_secret(&m->secret);
 	seats_init(&m->seats, m->loop, m->board, &events, m);
 	m->inquiries = (struct inquiries){.loop = m->loop, .count = count, .send = send_request, .data = m};
 	timer_init(&m->progress, on_progress, m);
@@ -776,7 +788,7 @@ static bool begin(struct master *m, unsigned count)
 /* Serves. */
 int master_run(const struct service_options *options, struct config *config, unsigned count)
 {
-	struct master m = {.options = options, .pid = getpid(), .config = shared_config_new(config), .sources = sources_new(), .number = 1};
+	struct master m = {.options = options, .pid = getpid(), .config = shared_config_new(config), .sources = sources_new(), .number = 1, .store_hold = -1};
 	bool to_file = config->log_file != NULL;
 
 	if (!begin(&m, count)) {
