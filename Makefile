@@ -27,7 +27,7 @@ SOURCES  = resolver legacy activation preface listener connector relay watch pro
 
 # 5 lua: the door into the scripts, one binding a file
 LUA      = lua_vm lua_arg lua_source lua_plain lua_conn lua_channel lua_shared lua_methods lua_relay lua_tls lua_file lua_handler \
-           lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal lua_process lua_sys lua_sandbox lua_core lua_eval
+           lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal lua_process lua_sys lua_sandbox lua_freeze lua_core lua_eval
 
 # 6 service: configuration to listeners and handlers, generations, the control socket, the service manager
 SERVICE  = notify pidfile upgrade spread command runtime settings ports generation report control startup service run
@@ -71,7 +71,7 @@ RUN_PACKAGES  = gcc libc6-dev pkg-config liblua5.4-dev libevent-dev>=2.1.12-stab
                 libjansson-dev libmsgpack-dev liblmdb-dev uthash-dev netcat-openbsd
 TEST_PACKAGES = $(RUN_PACKAGES) lua5.4 lua-busted lua-socket lua-filesystem lua-dkjson libcmocka-dev systemd dnsmasq-base ruby-eventmachine \
                 lua-sec curl openssl haproxy
-FULL_PACKAGES = $(TEST_PACKAGES) testssl.sh bsdextrautils dnsutils
+FULL_PACKAGES = $(TEST_PACKAGES) prometheus testssl.sh bsdextrautils dnsutils
 LINT_PACKAGES = lua-check clang-format cppcheck
 
 JOBS      = $(shell nproc)

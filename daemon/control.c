@@ -378,6 +378,27 @@ void control_give(struct control *control, uid_t uid, gid_t gid)
 	control->group = gid;
 }
 
+/* Leaves it. */
+void control_leave(struct control *control, struct legacy *legacy)
+{
+	if (control)
+		listener_leave(control->listener, legacy);
+}
+
+/* Keeps it. */
+void control_keep(struct control *control)
+{
+	if (control)
+		listener_keep(control->listener);
+}
+
+/* Owns it. */
+void control_own(struct control *control)
+{
+	if (control)
+		listener_own(control->listener, SOMAXCONN);
+}
+
 /* Lets nobody in any more. */
 void control_shut(struct control *control)
 {

@@ -60,10 +60,10 @@ static int misuse(char *why)
 static char *scan_config(const char *path)
 {
 	FILE *file = fopen(path, "re");
-	char line[4096], quote, value[2048], *found = NULL;
+	char line[4096], value[2048], *found = NULL;
 
 	while (file && !found && fgets(line, sizeof line, file))
-		if (sscanf(line, " control = %1[\"']%2047[^\"']", &quote, value) == 2)
+		if (sscanf(line, " control = %*1[\"']%2047[^\"']", value) == 1)
 			found = *value == '/' || !strrchr(path, '/') ? mem_strdup(value)
 			                                             : mem_printf("%.*s/%s", (int)(strrchr(path, '/') - path), path, value);
 	if (file)
@@ -122,7 +122,10 @@ static int reach(struct ctl *k)
 		return unreachable(k, ENAMETOOLONG);
 	memcpy(a.sun_path, k->path, strlen(k->path) + 1);
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	bool waits = strcmp(k->command, "reload") == 0 || strcmp(k->command, "drain") == 0 || strcmp(k->command, "stop") == 0;
+	static const char *const long_ones[] = {"reload", "upgrade", "drain", "stop"};
+	bool waits = false;
+	for (size_t i = 0; i < sizeof long_ones / sizeof *long_ones; i++)
+		waits |= strcmp(k->command, long_ones[i]) == 0;
 	struct timeval patience = {.tv_sec = waits ? 0 : PATIENCE_S}, sending = {.tv_sec = PATIENCE_S};
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) < 0 ||
 	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &sending, sizeof sending) < 0 || connect(fd, (struct sockaddr *)&a, sizeof a) < 0 ||

@@ -391,16 +391,22 @@ void listener_leave_file(struct listener *l)
 	sockfile_forget(&l->file);
 }
 
+/* Owns it. Whoever connects is told by the kernel who has called listen last, which is how others find out whose the path is. */
+void listener_own(struct listener *l, int backlog)
+{
+	l->inherited = false;
+	if (!l->datagrams && !l->given && listen(l->fd, backlog) < 0)
+		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
+}
+
 /* Takes over new limits. */
 void listener_update(struct listener *l, const struct listen_conf *conf)
 {
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
-	l->inherited = false;
 	l->log_level = conf->flow.log_level;
 	set_proxies(l, conf);
-	if (!l->datagrams && !l->given && listen(l->fd, conf->backlog) < 0)
-		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
+	listener_own(l, conf->backlog);
 	if (conf->mode >= 0)
 		change_mode(l, (mode_t)conf->mode);
 	watch(l);

@@ -14,6 +14,7 @@
 #include "lua_conn.h"
 #include "lua_dns.h"
 #include "lua_file.h"
+#include "lua_freeze.h"
 #include "lua_handler.h"
 #include "lua_methods.h"
 #include "lua_net.h"
@@ -361,6 +362,8 @@ static int open_vm(lua_State *L)
 	lua_getglobal(L, "require");
 	lua_pushliteral(L, "em");
 	lua_call(L, 1, 0);
+	if (restricted)
+		lua_freeze_all(L);
 	vm_open_callbacks(L);
 	return 0;
 }

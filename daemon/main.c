@@ -50,7 +50,7 @@ static const char usage_text[] =
 	"  -V, --version            print the version\n"
 	"  -h, --help               print this\n"
 	"\n"
-	"Signals: HUP reloads, TERM drains (twice: stops), INT stops, USR1 opens the log file anew.\n"
+	"Signals: HUP reloads, TERM drains (twice: stops), INT stops, USR1 opens the log file anew, USR2 upgrades.\n"
 	"Exit status: 0, 1 for a mistake in configuration or script, 2 for wrong usage.\n";
 
 static const struct option long_options[] = {

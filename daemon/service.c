@@ -116,6 +116,8 @@ void service_commit(struct service *s, struct prepared *p)
 	aim(g, p->open);
 	ports_commit(&s->ports, g->config, p->open, before || s->options->legacy);
 	ports_resume(&s->ports);
+	if (!before)
+		control_own(s->control);
 	runtime_configure(&s->runtime, g->config);
 	s->last_number = g->number;
 	g->older = before;
@@ -277,6 +279,7 @@ static void keep_all(struct service *s)
 	if (s->replaced)
 		return;
 	ports_keep(&s->ports);
+	control_keep(s->control);
 	for (struct generation *g = s->newest; g; g = g->older)
 		lua_net_keep(g->vm);
 }
@@ -352,8 +355,15 @@ static void on_upgraded(struct upgrade *u, bool taken_over)
 	struct service *s = u->data;
 	char *why = NULL;
 
+	struct report r = {.status = COMMAND_DONE};
+
 	s->replaced = taken_over;
 	keep_all(s);
+	if (taken_over)
+		r.result = json_pack("{s:i}", "pid", (int)u->pid);
+	else
+		r = report_failures(&u->reasons);
+	control_answer_all(&s->upgraders, r);
 	if (!taken_over && s->pid_file && s->pid_file->path && !pidfile_write(s->pid_file, &why)) {
 		log_error("%s", why);
 		free(why);
@@ -368,6 +378,7 @@ static void upgrade(struct service *s)
 
 	activation_leave(s->runtime.activation, legacy);
 	ports_leave(&s->ports, legacy);
+	control_leave(s->control, legacy);
 	lua_net_leave(s->newest->vm, legacy);
 	if (s->pid_file && s->pid_file->path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, s->pid_file->fd, NULL);
@@ -384,6 +395,8 @@ static void step_back(struct service *s)
 
 	s->state = DRAINING;
 	(void)ports_retire(&s->ports);
+	if (s->control)
+		control_shut(s->control);
 	generation_retire(s->newest, NULL);
 	lua_net_drop_inheritance(s->newest->vm);
 	if (left)
@@ -434,9 +447,17 @@ static void on_ask(void *data, struct control_request *q)
 	const char *command = json_string_value(json_object_get(q->json, "command"));
 	bool serving = s->state == SERVING && !s->stop_asked && !s->stop_now;
 
-	if (strcmp(command, "reload") == 0 && !serving) {
+	bool reload = strcmp(command, "reload") == 0, upgrade = strcmp(command, "upgrade") == 0;
+
+	if ((reload || upgrade) && !serving) {
 		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
-	} else if (strcmp(command, "reload") == 0) {
+	} else if (upgrade && upgrade_under_way(&s->upgrade)) {
+		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("an upgrade is under way")));
+	} else if (upgrade) {
+		q->next = s->upgraders;
+		s->upgraders = q;
+		s->upgrade_asked = true;
+	} else if (reload) {
 		q->next = s->reloaders;
 		s->reloaders = q;
 		s->reload_asked = true;
@@ -460,6 +481,7 @@ static void close_control(struct service *s, size_t left)
 
 	control_answer_all(&s->stoppers, (struct report){.result = json_string(line)});
 	control_answer_all(&s->reloaders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+	control_answer_all(&s->upgraders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
 	free(line);
 	control_close(s->control);
 }

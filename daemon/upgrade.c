@@ -111,8 +111,8 @@ static void refuse(struct upgrade *u)
 	log_error("upgrade refused: process %ld serves on", (long)getpid());
 	notify_ready(status);
 	free(status);
-	problems_clear(&u->reasons);
 	u->on_done(u, false);
+	problems_clear(&u->reasons);
 }
 
 /* Reads what the new process has said; false: it has said no more. */

@@ -15,6 +15,7 @@
 	X("listeners", NULL, "listeners, those of scripts too")                                                      \
 	X("handlers", NULL, "handlers in use, with their callbacks")                                                 \
 	X("reload", NULL, "read the configuration and the handlers anew; waits, and tells every reason against it")  \
+	X("upgrade", NULL, "let a new process of the binary that is there now take over; waits, and tells every reason against it") \
 	X("drain", NULL, "stop once connections have ended, or after drain_timeout; shows how many are left")        \
 	X("stop", NULL, "stop now")                                                                                  \
 	X("close", "ID", "end one connection")                                                                       \

@@ -39,7 +39,12 @@ struct control *control_open(struct loop *loop, const char *path, struct control
 /* Gives the socket to a user, before rights are given up. */
 void control_give(struct control *c, uid_t uid, gid_t gid);
 
-/* Closes the socket: nobody new can ask. Answers still go out. */
+/* Leaves the socket to the next process, or takes that back; takes the one of a process before over for good (control NULL: there is none). */
+void control_leave(struct control *control, struct legacy *legacy);
+void control_keep(struct control *control);
+void control_own(struct control *control);
+
+/* Nobody new can ask. Answers still go out. */
 void control_shut(struct control *c);
 
 /* Turns until every answer has gone, a second at most, and frees it; every request must have been answered. */

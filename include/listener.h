@@ -77,6 +77,9 @@ void listener_update(struct listener *l, const struct listen_conf *conf);
 void listener_leave(struct listener *l, struct legacy *legacy);
 void listener_keep(struct listener *l);
 
+/* Takes a socket that a process before has left for good: from here on its file goes with it. listener_update does it, too. */
+void listener_own(struct listener *l, int backlog);
+
 /* Accepts no more. False while PROXY headers are waited for, whose connections listener_close would cut off. */
 bool listener_retire(struct listener *l);
 

@@ -41,7 +41,7 @@ struct service {
 	struct upgrade upgrade;
 	bool upgrade_asked, replaced; /* replaced: a new process serves now */
 	struct control *control;                      /* NULL: none */
-	struct control_request *reloaders, *stoppers; /* who waits for a reload, for the end */
+	struct control_request *reloaders, *stoppers, *upgraders; /* who waits for a reload, for the end, for a new process */
 	size_t told_left;                             /* connections of which stoppers know that they are left */
 	uint64_t told_ns;                             /* since when */
 	int status;

@@ -134,6 +134,41 @@ describe("restricted handlers", function()
     end
   end)
 
+  it("add to what they share, and change nothing of it", function()
+    local s = serve "return {}"
+    for _, text in ipairs {
+      "_G.print = nil", "_G.pairs = 1", "rawset(_G, 'type', print)", "string.format = nil", "rawset(string, 'rep', 1)", "table.insert = print",
+      "em.add_timer = nil", "em.log.info = print", "em.Connection.send_data = nil", "require('em.core').next_tick = nil",
+      "package.loaded.em = {}", "package.loaded.string = nil", "getmetatable('').__index = nil", "setmetatable(string, {})",
+      "setmetatable(_G, { __newindex = print })", "setmetatable(em, nil)", "getmetatable(em).__index = {}", "em.EventEmitter.on = nil",
+      "require('em.core').Server.stop = nil", "em.Deferrable.succeed = nil", "table.move({ 1 }, 1, 1, 'format', string)",
+    } do
+      local ok = pcall(s.eval, s, text)
+      assert.is_false(ok, text)
+    end
+    local ok, why = pcall(s.eval, s, "string.format = nil")
+    assert.is_false(ok)
+    assert.matches("eval:1: 'format' is shared by all handlers and cannot be changed", why)
+    -- all is as it was
+    assert.same({ "5", 3, "x", "function", "string" }, { s:eval [[
+      return ("%%d"):format(5), #table.pack(1, 2, 3), string.rep("x", 1), type(em.Connection.send_data), getmetatable("")]] })
+    -- names of one's own are everybody's, as ever, and may change
+    s:eval [[
+      function string.twice(text) return text .. text end
+      mine, em.mine = 1, 2
+      mine = mine + 1
+      em.Connection.own = print
+      package.loaded.own = { 7 }]]
+    assert.same({ "abab", 2, 2, "function", 7 }, { s:eval [[
+      return ("ab"):twice(), _G.mine, em.mine, type(em.Connection:extend().own), require("own")[1] ]] })
+    assert.same({ true, true, true, true, 2, "function" }, { s:eval [[
+      local seen = {}
+      for _, t in ipairs { _G, string, em } do for name in pairs(t) do seen[name] = true end end
+      return seen.print, seen.format and seen.twice, seen.add_timer, seen.mine, rawget(_G, "mine"), type(rawget(string, "rep"))]] })
+    s:eval "mine, em.mine, em.Connection.own, string.twice, package.loaded.own = nil"
+    assert.is_nil((s:eval "return mine or string.twice"))
+  end)
+
   it("have no finalizers, and metatables otherwise", function()
     local s = serve "return {}"
     for _, value in ipairs { "print", "true", "false" } do

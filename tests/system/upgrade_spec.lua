@@ -360,6 +360,39 @@ describe("an upgrade", function()
     new:stop()
   end)
 
+  it("hands the control socket over, and is a command of it, which waits and tells every reason", function()
+    t.copy_daemon()
+    local d = start('control = "control.sock"')
+    local function ctl(...) return t.reactord { "ctl", "-s", t.path("control.sock"), ... } end
+    local function pid() return tonumber(ctl("status", "--json").out:match('"pid": ?(%d+)')) end
+    assert.equal(d.pid, pid())
+    local held = plain():send("x"):expect("x")
+    local r = ctl "upgrade"
+    assert.equal("", r.err)
+    assert.equal(0, r.status)
+    local new = t.adopt(tonumber(r.out:match("pid: (%d+)")), d.log_path)
+    assert.equal(new.pid, pid())
+    held:close()
+    assert.equal(0, (d:wait()))
+    assert.equal(new.pid, pid())
+    configure(config .. '\ncontrol = "control.sock"\nzebra = 1\nlion = 2')
+    r = ctl "upgrade"
+    assert.equal(1, r.status)
+    assert.matches("unknown option 'zebra'.*unknown option 'lion'", r.err)
+    assert.equal(new.pid, pid())
+    configure(config)
+    t.write("sleeps", "#!/bin/sh\nexec sleep 600")
+    assert(os.execute(("chmod 755 %q && mv %q %q"):format(t.path("sleeps"), t.binary, t.binary .. ".good")))
+    assert(os.rename(t.path("sleeps"), t.binary))
+    new:signal("USR2")
+    new:wait_log("upgrading: process %d+ of", nil, #new:log():match("^.*unknown option"))
+    t.binary = t.binary .. ".good"
+    r = ctl "upgrade"
+    assert.same({ 1, "an upgrade is under way" }, { r.status, r.err:match("an upgrade is under way") })
+    new:stop()
+    assert.is_nil(lfs.attributes(t.path("control.sock"), "mode"))
+  end)
+
   it("ends the connect blocks of the old process, and the new one has its own", function()
     local s = t.listen()
     t.write("talks.lua", 'return { post_init = function(c) c:send_data("hello\\n") end }')

@@ -179,8 +179,8 @@ describe("what holds em together", function()
     s.d:stop()
   end)
 
-  it("may be replaced by the script without harm to the daemon", function()
-    local s = serve [[
+  it("may be replaced by an unsafe script without harm to the daemon", function()
+    local s = serve([[
       local core = require "em.core"
       local H = em.Connection:extend()
       function H:receive_data(word)
@@ -197,7 +197,7 @@ describe("what holds em together", function()
           self:send_data("done")
         end
       end
-      return H]]
+      return H]], { config = "unsafe = true" })
     s:connect():send("emit"):receive_end()
     s:connect():send("tables"):expect("done")
     s:connect():close()

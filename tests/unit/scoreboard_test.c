@@ -88,7 +88,7 @@ static void test_bounds(void **state)
 	struct scoreboard *board = scoreboard_new(1);
 	struct score *score = board->scores;
 	struct scorer *s = scorer_new(score);
-	static char names[100][16];
+	static char names[100][24];
 	uint64_t sum = 0;
 	char text[400];
 
