@@ -396,7 +396,7 @@ void control_keep(struct control *control)
 void control_own(struct control *control)
 {
 	if (control)
-		listener_own(control->listener, SOMAXCONN);
+		listener_own(control->listener);
 }
 
 /* Lets nobody in any more. */
@@ -416,6 +416,20 @@ void control_close(struct control *control)
 	while (control->client_count) {
 		loop_turn(control->loop);
 	}
+	conns_free(control->conns);
+	free(control);
+}
+
+/* Ends what belongs to another process, here. */
+void control_abandon(struct control *control)
+{
+	if (!control)
+		return;
+	listener_leave_file(control->listener);
+	for (struct control_client *k = control->clients; k; k = k->following)
+		conn_end(k->c, NULL, "stopped");
+	listener_close(control->listener);
+	control->conns->at_end.run(control->conns->at_end.data); /* the end of a turn for them alone */
 	conns_free(control->conns);
 	free(control);
 }

@@ -316,6 +316,8 @@ static struct listener *make_listener(struct loop *loop, const struct listen_con
 		l->local.length = 0;
 	l->url = mem_strdup(conf->url_text);
 	l->name = make_name(conf, &l->local);
+	l->backlog = conf->backlog;
+	l->mode = conf->mode;
 	l->label = scorer_label(loop->scorer, l->name);
 	l->max_connections = conf->max_connections;
 	l->max_per_address = conf->max_connections_per_address;
@@ -392,11 +394,13 @@ void listener_leave_file(struct listener *l)
 }
 
 /* Owns it. Whoever connects is told by the kernel who has called listen last, which is how others find out whose the path is. */
-void listener_own(struct listener *l, int backlog)
+void listener_own(struct listener *l)
 {
 	l->inherited = false;
-	if (!l->datagrams && !l->given && listen(l->fd, backlog) < 0)
+	if (!l->datagrams && !l->given && listen(l->fd, l->backlog) < 0)
 		log_warn("listen %s: backlog: %s", l->name, errno_text(errno));
+	if (l->mode >= 0)
+		change_mode(l, (mode_t)l->mode);
 }
 
 /* Takes over new limits. */
@@ -406,9 +410,9 @@ void listener_update(struct listener *l, const struct listen_conf *conf)
 	l->max_per_address = conf->max_connections_per_address;
 	l->log_level = conf->flow.log_level;
 	set_proxies(l, conf);
-	listener_own(l, conf->backlog);
-	if (conf->mode >= 0)
-		change_mode(l, (mode_t)conf->mode);
+	l->backlog = conf->backlog;
+	l->mode = conf->mode;
+	listener_own(l);
 	watch(l);
 }
 

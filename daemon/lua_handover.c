@@ -139,8 +139,6 @@ static const char *tie(const struct lua_conn *lc)
 {
 	const struct conn *c = lc->c;
 
-	if (!lc->handler)
-		return "its handler was not given by name";
 	if (c->state == CONN_CONNECTING)
 		return "it is still connecting";
 	if (c->watch_only)
@@ -155,6 +153,8 @@ static const char *tie(const struct lua_conn *lc)
 		return "a file is being streamed";
 	if (c->relay || c->feeder)
 		return "it is relayed";
+	if (!lc->handler)
+		return "its handler was not given by name";
 	return NULL;
 }
 

@@ -36,7 +36,7 @@ static bool is_in(int signo, const int *list, size_t count)
 /* Does the daemon keep that signal for itself? */
 static bool is_kept(const struct vm *vm, int signo)
 {
-	if (signo == guard_signal() || is_in(signo, kept_always, sizeof kept_always / sizeof *kept_always))
+	if (signo == guard_signal() || signo == sig_orphan() || is_in(signo, kept_always, sizeof kept_always / sizeof *kept_always))
 		return true;
 	return !vm->options.is_script && is_in(signo, kept_by_service, sizeof kept_by_service / sizeof *kept_by_service);
 }

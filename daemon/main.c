@@ -11,6 +11,7 @@
 
 #include "ctl.h"
 #include "log.h"
+#include "master.h"
 #include "mem.h"
 #include "run.h"
 #include "service.h"
@@ -174,7 +175,10 @@ static int serve_config(const struct service_options *options)
 {
 	struct config *config = startup_configure(options);
 
-	return config ? service_run(options, config) : STATUS_FAILED;
+	if (!config)
+		return STATUS_FAILED;
+	unsigned processes = config_processes(config);
+	return processes > 1 ? master_run(options, config, processes) : service_run(options, config);
 }
 
 /* reactord, reactord check */

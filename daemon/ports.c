@@ -21,7 +21,7 @@ struct handed {
 };
 
 /* How many blocks of a configuration before that one have its URL: they may share it by reuse_port. */
-static size_t occurrence(const struct config *config, size_t block)
+size_t ports_before(const struct config *config, size_t block)
 {
 	size_t n = 0;
 
@@ -39,20 +39,52 @@ static struct port *find(const struct ports *p, const char *url, size_t before)
 	return NULL;
 }
 
-/* Takes the socket for a block out of those that were handed down; -1 if there is none. */
+/* The place of the socket for a block among those that were handed down; NULL is in it if there is none. */
+static struct handed **find_handed(const struct ports *p, const char *url, size_t before)
+{
+	struct handed **at = (struct handed **)&p->handed;
+
+	while (*at && (strcmp((*at)->url, url) != 0 || (*at)->occurrence != before))
+		at = &(*at)->next;
+	return at;
+}
+
+/* Takes it; -1 if there is none. */
 static int take_handed(struct ports *p, const char *url, size_t before)
 {
-	for (struct handed **at = &p->handed; *at; at = &(*at)->next) {
-		struct handed *h = *at;
-		if (strcmp(h->url, url) != 0 || h->occurrence != before)
+	struct handed **at = find_handed(p, url, before), *h = *at;
+
+	if (!h)
+		return -1;
+	int fd = h->fd;
+	*at = h->next;
+	free(h->url);
+	free(h);
+	return fd;
+}
+
+/* The socket for a process. */
+int ports_socket(const struct port *port, unsigned process)
+{
+	return port->sockets[port->count > 1 ? process - 1 : 0]->fd;
+}
+
+/* Sockets for a process that begins. */
+struct handed *ports_share(const struct ports *p, const struct config *config, unsigned process)
+{
+	struct ports child = {0};
+	size_t block = 0;
+
+	for (const struct port *port = p->all; port; port = port->next, block++) {
+		if (config->listens[block].url.scheme == SCHEME_FD)
 			continue;
-		int fd = h->fd;
-		*at = h->next;
-		free(h->url);
-		free(h);
-		return fd;
+		for (size_t n = port->count == 1 ? 0 : process - 1; n < port->count; n += p->slots) { /* more than one: see is_more */
+			int fd = sock_duplicate(port->sockets[n]->fd);
+			if (fd >= 0)
+				ports_hand(&child, port->sockets[0]->url, ports_before(config, block), fd);
+		}
 	}
-	return -1;
+	return child.handed;
 }
 
 /* Keeps one. */
@@ -128,6 +160,15 @@ static struct listener *open_socket(struct ports *p, const struct listen_conf *c
 	return listener_open(p->loop, &shared, p->on_accept, NULL, why);
 }
 
+/* Are there more sockets for a block than it wants? A daemon before may have had more processes. Who connects is in the queue of one of
+ * them, and would be cut off with it. */
+static bool is_more(const struct ports *p, const struct listen_conf *conf, size_t before)
+{
+	if (conf->reuse_port || !is_shareable(conf) || conf->url.scheme == SCHEME_UDP)
+		return false;
+	return p->from_master ? *find_handed(p, conf->url_text, before) != NULL : legacy_has(p->loop->legacy, LEGACY_LISTENER, conf->url_text);
+}
+
 /* Opens the port of a block; NULL with errno and a reason. */
 static struct port *open_port(struct ports *p, const struct listen_conf *conf, size_t before, char **why)
 {
@@ -136,8 +177,7 @@ static struct port *open_port(struct ports *p, const struct listen_conf *conf, s
 	if (p->slots && !before && !probe(p, conf, why))
 		return NULL;
 	struct port *port = mem_zalloc(sizeof *port);
-	port->sockets = mem_zalloc(wanted * sizeof(struct listener *));
-	while (port->count < wanted) {
+	while (port->count < wanted || is_more(p, conf, before)) {
 		struct listener *l = open_socket(p, conf, before, port, why);
 		if (!l) {
 			int saved = errno;
@@ -146,6 +186,7 @@ static struct port *open_port(struct ports *p, const struct listen_conf *conf, s
 			return NULL;
 		}
 		listener_pause(l);
+		port->sockets = mem_realloc(port->sockets, (port->count + 1) * sizeof(struct listener *));
 		port->sockets[port->count++] = l;
 	}
 	return port;
@@ -158,7 +199,7 @@ struct port **ports_open(struct ports *p, const struct config *config, bool righ
 
 	for (size_t i = 0; i < config->listen_count; i++) {
 		const struct listen_conf *conf = &config->listens[i];
-		size_t before = occurrence(config, i);
+		size_t before = ports_before(config, i);
 		char *why = NULL;
 		open[i] = find(p, conf->url_text, before);
 		if (!open[i])
@@ -174,13 +215,12 @@ struct port **ports_open(struct ports *p, const struct config *config, bool righ
 }
 
 /* Closes what is new. */
-void ports_abort(struct ports *p, struct port **open, size_t count)
+void ports_abort(struct port **open, size_t count)
 {
 	for (size_t i = 0; open && i < count; i++)
 		if (open[i] && !open[i]->current)
 			close_port(open[i]);
 	free(open);
-	ports_drop_handed(p);
 }
 
 /* Puts them in their places. */
@@ -215,7 +255,6 @@ void ports_commit(struct ports *p, const struct config *config, struct port **op
 	}
 	*end = NULL;
 	free(open);
-	ports_drop_handed(p);
 }
 
 /* Gives the files away. */
@@ -240,6 +279,14 @@ void ports_keep(struct ports *p)
 	for (struct port *port = p->all; port; port = port->next)
 		for (size_t i = 0; i < port->count; i++)
 			listener_keep(port->sockets[i]);
+}
+
+/* Owns them. */
+void ports_own(struct ports *p)
+{
+	for (struct port *port = p->all; port; port = port->next)
+		for (size_t i = 0; i < port->count; i++)
+			listener_own(port->sockets[i]);
 }
 
 /* Retires them. */

@@ -117,6 +117,16 @@ json_t *report_status(const struct scoreboard *board, pid_t pid, const char *sta
 	return o;
 }
 
+/* All counters. */
+struct report report_metrics(const struct scoreboard *board)
+{
+	char *metrics = metrics_text(board, loop_clock());
+	struct report report = {.result = text(metrics)};
+
+	free(metrics);
+	return report;
+}
+
 /* The state of a connection in a word. */
 static const char *state_name(const struct conn *c)
 {
@@ -318,7 +328,7 @@ static struct report set_log_level(const char *name)
 }
 
 /* Runs Lua. */
-static struct report eval(struct generation *newest, const char *code)
+static struct report eval(const struct runtime *r, struct generation *newest, const char *code)
 {
 	char *result = NULL;
 
@@ -328,6 +338,8 @@ static struct report eval(struct generation *newest, const char *code)
 		return report_failure(COMMAND_FAILED, result);
 	struct report report = {.result = text(result)};
 	free(result);
+	if (r->loop->processes > 1) /* several do it, each with a result of its own */
+		report.result = json_pack("[{s:I, s:o}]", "process", (json_int_t)r->loop->process, "result", report.result);
 	return report;
 }
 
@@ -350,13 +362,9 @@ struct report report_answer(struct runtime *r, struct generation *newest, const 
 	if (strcmp(command, "log-level") == 0)
 		return set_log_level(argument);
 	if (strcmp(command, "eval") == 0)
-		return eval(newest, argument);
-	if (strcmp(command, "metrics") == 0) {
-		char *metrics = metrics_text(scoreboard_of(r->score), loop_clock());
-		struct report report = {.result = json_string_nocheck(metrics)};
-		free(metrics);
-		return report;
-	}
+		return eval(r, newest, argument);
+	if (strcmp(command, "metrics") == 0)
+		return report_metrics(scoreboard_of(r->score));
 	return report_failure(COMMAND_FAILED, mem_printf("%s is not for a single process", command));
 }
 
@@ -394,6 +402,8 @@ struct report report_merge(const json_t *request, struct report *reports, size_t
 
 	for (size_t i = 0; i < count; i++) {
 		struct report *r = &reports[i];
+		if (!r->result)
+			continue;
 		bool better = all.status < 0 || (all.status > COMMAND_DONE && r->status == COMMAND_DONE);
 		if (!better && r->status == all.status && json_is_array(all.result) && all.status == COMMAND_DONE) {
 			json_array_extend(all.result, r->result);

@@ -35,6 +35,14 @@ void service_ask_drain(struct service *s, double drain_s, int status)
 		loop_wake(s->runtime.loop);
 }
 
+/* Steps back. */
+void service_ask_step_back(struct service *s)
+{
+	s->replaced = true;
+	if (s->runtime.loop)
+		loop_wake(s->runtime.loop);
+}
+
 /* Ends. */
 void service_ask_stop(struct service *s)
 {
@@ -101,9 +109,9 @@ static const struct vm_host run_host = {
 static void aim(struct generation *g, struct port *const *open)
 {
 	for (size_t i = 0; i < g->config->listen_count; i++) {
-		struct listener *l = open[i]->sockets[0];
-		l->user = &g->acceptors[i];
-		g->receivers[i].l = l;
+		for (size_t n = 0; n < open[i]->count; n++)
+			open[i]->sockets[n]->user = &g->acceptors[i];
+		g->receivers[i].l = open[i]->sockets[0];
 	}
 }
 
@@ -114,10 +122,8 @@ void service_commit(struct service *s, struct prepared *p)
 	size_t alive = 0;
 
 	aim(g, p->open);
-	ports_commit(&s->ports, g->config, p->open, before || s->options->legacy);
+	ports_commit(&s->ports, g->config, p->open, before != NULL);
 	ports_resume(&s->ports);
-	if (!before)
-		control_own(s->control);
 	runtime_configure(&s->runtime, g->config);
 	s->last_number = g->number;
 	g->older = before;
@@ -136,11 +142,11 @@ void service_commit(struct service *s, struct prepared *p)
 }
 
 /* Forgets it. */
-void service_abort(struct service *s, struct prepared *p)
+void service_abort(struct prepared *p)
 {
 	if (!p->shared)
 		return;
-	ports_abort(&s->ports, p->open, p->shared->config->listen_count);
+	ports_abort(p->open, p->shared->config->listen_count);
 	generation_free(p->generation);
 	shared_config_release(p->shared);
 	*p = (struct prepared){0};
@@ -181,7 +187,7 @@ bool service_prepare(struct service *s, struct shared_config *shared, struct sou
 	p->open = ports_open(&s->ports, shared->config, s->newest && shared->config->user, problems);
 	if (problems->count == before)
 		return true;
-	service_abort(s, p);
+	service_abort(p);
 	return false;
 }
 
@@ -192,8 +198,8 @@ static bool replace(struct service *s, struct shared_config *shared, struct sour
 
 	if (!service_prepare(s, shared, sources, &p, problems))
 		return false;
-	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, problems))) {
-		service_abort(s, &p);
+	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, &s->ports, s->control, problems))) {
+		service_abort(&p);
 		return false;
 	}
 	service_commit(s, &p);
@@ -380,6 +386,7 @@ static void upgrade(struct service *s)
 	ports_leave(&s->ports, legacy);
 	control_leave(s->control, legacy);
 	lua_net_leave(s->newest->vm, legacy);
+	legacy_leave_text(legacy, "store", store_name(s->runtime.store));
 	if (s->pid_file && s->pid_file->path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, s->pid_file->fd, NULL);
 	s->upgrade.on_done = on_upgraded;
@@ -491,7 +498,7 @@ static void at_end(void *data)
 {
 	struct service *s = data;
 
-	if (s->state == STOPPED)
+	if (s->state == STOPPED || !s->newest)
 		return;
 	for (struct generation *g = s->newest; g; g = g->older)
 		if (g->exhausted) {
@@ -593,6 +600,7 @@ bool service_open(struct service *s, const struct service_options *options, cons
 		return false;
 	}
 	s->runtime.loop->legacy = options->legacy;
+	store_inherit(s->runtime.store, legacy_text(options->legacy, "store"));
 	if (legacy_text(options->legacy, "upgrades"))
 		s->runtime.stats->upgrades = strtoull(legacy_text(options->legacy, "upgrades"), NULL, 10);
 	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};

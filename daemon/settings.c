@@ -1,6 +1,7 @@
 /* How a configuration is come by: see settings.h. */
 #include "settings.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +16,7 @@ static struct config *config_for_handler(const struct service_options *o, struct
 	if (!config)
 		return NULL;
 	config->unsafe = true;
+	config->processes = 1;
 	/* its own folder, for require; the handlers' folders cannot have been set otherwise */
 	config->handlers.items = mem_realloc(config->handlers.items, sizeof *config->handlers.items);
 	config->handlers.items[config->handlers.count++] = mem_strndup(o->handler, (size_t)(strrchr(o->handler, '/') - o->handler));
@@ -50,6 +52,24 @@ void settings_log_problems(const struct problems *problems, const char *lead)
 {
 	for (size_t i = 0; i < problems->count; i++)
 		log_error("%s%s", lead, problems->lines[i]);
+}
+
+/* FNV-1a of the configuration's dump. */
+uint64_t settings_digest(const struct config *config)
+{
+	char *text = NULL;
+	size_t length = 0;
+	uint64_t digest = 14695981039346656037u;
+	FILE *memory = open_memstream(&text, &length);
+
+	if (!memory)
+		mem_exhausted();
+	config_dump_json(config, memory);
+	fclose(memory);
+	for (size_t i = 0; i < length; i++)
+		digest = (digest ^ (unsigned char)text[i]) * 1099511628211u;
+	free(text);
+	return digest;
 }
 
 /* Opens the log as a configuration says; on failure the old one stays. */

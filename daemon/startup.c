@@ -81,7 +81,7 @@ bool startup_open(struct ports *ports, const struct config *config, struct pidfi
 	if (problems->count == before)
 		ports_commit(ports, config, open, false);
 	else
-		ports_abort(ports, open, config->listen_count);
+		ports_abort(open, config->listen_count);
 	if (problems->count == before && config->pid_file &&
 	    (!pidfile_open(pid_file, config->pid_file, legacy_take(ports->loop->legacy, LEGACY_PID_FILE, NULL, NULL), &why) ||
 	     (!ports->loop->legacy && !pidfile_write(pid_file, &why)))) {
@@ -99,16 +99,33 @@ bool startup_open(struct ports *ports, const struct config *config, struct pidfi
 	return false;
 }
 
+/* Lets go of the terminal. */
+void startup_detach(void)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	if (null >= 0) {
+		dup2(null, 0);
+		dup2(null, 1);
+		dup2(null, 2);
+		close(null);
+	}
+}
+
 /* From here on we are the daemon. */
-bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct problems *problems)
+bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct ports *ports, struct control *control,
+                      struct problems *problems)
 {
 	char *why = NULL;
 
 	if (!options->legacy)
 		return true;
 	/* the process before writes its own number again, should nothing come of it */
-	if ((!pid_file->path || pidfile_write(pid_file, &why)) && upgrade_announce(options->legacy, &why))
+	if ((!pid_file->path || pidfile_write(pid_file, &why)) && upgrade_announce(options->legacy, &why)) {
+		ports_own(ports);
+		control_own(control);
 		return true;
+	}
 	problems_add(problems, "%s", why);
 	free(why);
 	return false;
@@ -129,13 +146,7 @@ void startup_tell_ready(const struct service_options *options, const struct conf
 		return;
 	if (!config->log_file)
 		log_warn("detached without log.file: from here on nothing is logged");
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0) {
-		dup2(null, 0);
-		dup2(null, 1);
-		dup2(null, 2);
-		close(null);
-	}
+	startup_detach();
 	if (write(options->ready_fd, "1", 1) != 1)
 		log_warn("nobody waits for the daemon to be ready");
 	close(options->ready_fd);

@@ -34,6 +34,7 @@ struct store {
 	bool own; /* the name, and so the folder: removed at the end */
 	uint64_t size;
 	int folder; /* descriptor, locked as long as the store is in use; -1: not open */
+	int hold;   /* descriptor that keeps what was inherited; -1: none */
 	MDB_env *env;
 	MDB_dbi values, endings;
 	MDB_txn *reading; /* reset between two uses */
@@ -237,7 +238,7 @@ struct store *store_new(uint64_t size)
 	s->name = store_make_name();
 	s->own = true;
 	s->size = size;
-	s->folder = -1;
+	s->folder = s->hold = -1;
 	return s;
 }
 
@@ -249,13 +250,31 @@ void store_rename(struct store *s, const char *name)
 	s->own = false;
 }
 
+/* Takes over what another process has. */
+void store_inherit(struct store *s, const char *name)
+{
+	if (!name)
+		return;
+	store_rename(s, name);
+	s->own = true;
+	s->hold = store_hold(name);
+}
+
+/* Its name. */
+const char *store_name(const struct store *s)
+{
+	return s->name;
+}
+
 /* The end of one. */
 void store_free(struct store *s)
 {
 	if (!s)
 		return;
-	bool was_used = s->reading != NULL;
+	bool was_used = s->reading != NULL || s->hold >= 0;
 	close_all(s);
+	if (s->hold >= 0)
+		close(s->hold);
 	if (s->own && was_used)
 		store_remove(s->name);
 	free(s->name);
@@ -270,6 +289,28 @@ char *store_make_name(void)
 	if (getrandom(bits, sizeof bits, 0) != sizeof bits)
 		abort(); /* cannot happen for so few bytes */
 	return mem_printf(PREFIX "%016llx%016llx", (unsigned long long)bits[0], (unsigned long long)bits[1]);
+}
+
+/* Holds a store wherever it is. */
+int store_hold(const char *name)
+{
+	const char *bases[4];
+	char first[256];
+	int fd = -1;
+
+	list_bases(bases, first);
+	for (const char **path = bases; *path && fd < 0; path++) {
+		int base = open(*path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (base < 0)
+			continue;
+		fd = open_folder(base, name);
+		if (fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) < 0) {
+			close(fd);
+			fd = -1;
+		}
+		close(base);
+	}
+	return fd;
 }
 
 /* Removes a store wherever it is. */

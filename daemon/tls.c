@@ -7,11 +7,13 @@
 #include <errno.h>
 #include <openssl/core_names.h>
 #include <openssl/err.h>
+#include <openssl/hmac.h>
 #include <openssl/pem.h>
 #include <openssl/rand.h>
 #include <openssl/x509v3.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <uthash.h>
@@ -39,7 +41,7 @@ struct trust {
 /* A key for session tickets. */
 struct ticket_key {
 	unsigned char name[16], aes[32], hmac[32];
-	time_t made; /* 0: none */
+	bool made;
 };
 
 /* A client's session to resume. */
@@ -52,7 +54,9 @@ struct kept_session {
 struct tls_contexts {
 	struct tls_context *all;
 	struct trust *trusts;
-	struct ticket_key tickets[2];  /* the current one, the one before */
+	struct tls_secret secret;     /* of which the ticket keys are made */
+	uint64_t period;              /* of the current one */
+	struct ticket_key tickets[2]; /* the current one, the one before */
 	struct kept_session *sessions; /* uthash, the oldest first */
 	char *buffer;                  /* made with the first session */
 	BIO_METHOD *bio_method;
@@ -335,19 +339,54 @@ static struct tls_contexts *contexts_of(SSL *ssl)
 	return context->contexts;
 }
 
-/* Sees that there is a current key, and that it is not too old. */
+/* Makes bytes of a secret, for one purpose. */
+static bool derive(const struct tls_secret *secret, const char *purpose, unsigned char *to, size_t size)
+{
+	unsigned char bytes[EVP_MAX_MD_SIZE];
+	unsigned length;
+
+	if (!HMAC(EVP_sha256(), secret->bytes, sizeof secret->bytes, (const unsigned char *)purpose, strlen(purpose), bytes, &length))
+		return false;
+	memcpy(to, bytes, size);
+	OPENSSL_cleanse(bytes, sizeof bytes);
+	return true;
+}
+
+/* The ticket key of a secret's period. */
+static void make_ticket_key(const struct tls_secret *secret, struct ticket_key *key)
+{
+	key->made = derive(secret, "name", key->name, sizeof key->name) && derive(secret, "aes", key->aes, sizeof key->aes) &&
+	            derive(secret, "hmac", key->hmac, sizeof key->hmac);
+}
+
+/* The period that a time is in. */
+static uint64_t period_of(time_t now)
+{
+	return (uint64_t)now / TICKET_LIFETIME_S;
+}
+
+/* Goes on to a period; from there is no way back, so the keys of those before are lost. */
+static void forward(struct tls_secret *secret, uint64_t period)
+{
+	for (; secret->period < period; secret->period++)
+		if (!derive(secret, "next", secret->bytes, sizeof secret->bytes))
+			return;
+}
+
+/* Sees that the current key is that of the period which has begun, and the other one that of the period before. */
 static void rotate_tickets(struct tls_contexts *contexts)
 {
-	struct ticket_key *current = &contexts->tickets[0];
-	time_t now = time(NULL);
+	uint64_t period = period_of(time(NULL));
 
-	if (current->made && now - current->made < TICKET_LIFETIME_S)
+	if (contexts->tickets[0].made && contexts->period == period)
 		return;
-	contexts->tickets[1] = *current;
-	if (RAND_bytes(current->name, sizeof current->name) != 1 || RAND_bytes(current->aes, sizeof current->aes) != 1 ||
-	    RAND_bytes(current->hmac, sizeof current->hmac) != 1)
-		return;
-	current->made = now;
+	forward(&contexts->secret, period - 1);
+	struct tls_secret next = contexts->secret;
+	make_ticket_key(&next, &contexts->tickets[1]);
+	forward(&next, period);
+	make_ticket_key(&next, &contexts->tickets[0]);
+	OPENSSL_cleanse(&next, sizeof next);
+	contexts->period = period;
 }
 
 /* OpenSSL's callback: prepares cipher and MAC of a ticket that is made or read. */
@@ -712,7 +751,31 @@ void tls_context_unref(struct tls_context *context)
 /* An empty set. */
 struct tls_contexts *tls_contexts_new(void)
 {
-	return mem_zalloc(sizeof(struct tls_contexts));
+	struct tls_contexts *contexts = mem_zalloc(sizeof *contexts);
+
+	tls_make_secret(&contexts->secret);
+	return contexts;
+}
+
+/* Makes a secret, for the period before this one too. */
+void tls_make_secret(struct tls_secret *secret)
+{
+	if (getrandom(secret->bytes, sizeof secret->bytes, 0) != sizeof secret->bytes)
+		abort(); /* cannot happen for so few bytes */
+	secret->period = period_of(time(NULL)) - 1;
+}
+
+/* Goes on to the period before this one. */
+void tls_forward_secret(struct tls_secret *secret)
+{
+	forward(secret, period_of(time(NULL)) - 1);
+}
+
+/* Makes the keys of another secret. */
+void tls_set_secret(struct tls_contexts *contexts, const struct tls_secret *secret)
+{
+	contexts->secret = *secret;
+	contexts->tickets[0].made = false;
 }
 
 /* What a session is kept under: a digest of all that the context is made of, and whom it calls. */
@@ -798,5 +861,6 @@ void tls_contexts_free(struct tls_contexts *contexts)
 	free(contexts->buffer);
 	BIO_meth_free(contexts->bio_method);
 	OPENSSL_cleanse(contexts->tickets, sizeof contexts->tickets);
+	OPENSSL_cleanse(&contexts->secret, sizeof contexts->secret);
 	free(contexts);
 }

@@ -323,16 +323,20 @@ void upgrade_pass_on(const struct upgrade *u, int signo)
 		kill(u->pid, signo);
 }
 
+/* Forgets it. */
+void upgrade_abandon(struct upgrade *u)
+{
+	if (u->pid)
+		let_go(u);
+	problems_clear(&u->reasons);
+}
+
 /* Ends it. */
 void upgrade_cancel(struct upgrade *u)
 {
-	if (!u->pid)
-		return;
-	if (u->taken_over)
-		let_go(u);
-	else
+	if (upgrade_under_way(u))
 		end_process(u);
-	problems_clear(&u->reasons);
+	upgrade_abandon(u);
 }
 
 /* --- the new process -------------------------------------------------------------------------------------------------- */

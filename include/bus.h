@@ -15,18 +15,18 @@
 
 /* What a message is about. Orders come first: they are few and must arrive, so the queue's limit is not for them. */
 enum bus_kind {
-	BUS_PORT,    /* master to process: a listener's socket (master.h) */
-	BUS_PREPARE, /* build a generation from the configuration */
-	BUS_COMMIT,  /* serve with what was prepared */
-	BUS_ABORT,   /* forget what was prepared */
+	BUS_PORT, /* from the master to a process, see member.h */
+	BUS_PREPARE,
+	BUS_COMMIT,
+	BUS_ABORT,
 	BUS_DRAIN,
 	BUS_STOP,
-	BUS_REOPEN,   /* the log file */
-	BUS_SOURCE,   /* process to master: a file of scripts that was loaded */
-	BUS_PREPARED, /* or the reasons why not */
-	BUS_STOPPING, /* em.stop */
-	BUS_STOPPED,  /* its counters, the last message */
-	BUS_ORDERS,   /* from here on the queue's limit counts */
+	BUS_REOPEN,
+	BUS_SOURCE, /* from a process to the master */
+	BUS_PREPARED,
+	BUS_COMMITTED,
+	BUS_STOPPING,
+	BUS_ORDERS,  /* from here on the queue's limit counts */
 	BUS_CHANNEL,  /* data of named channels */
 	BUS_SHARED,   /* em.shared */
 	BUS_CONTROL_REQUEST,

@@ -50,6 +50,9 @@ void control_shut(struct control *c);
 /* Turns until every answer has gone, a second at most, and frees it; every request must have been answered. */
 void control_close(struct control *c);
 
+/* In a forked process: frees it, while the one that it was forked from goes on with it. Nothing is sent. */
+void control_abandon(struct control *c);
+
 /* Where a plain path lies by default: there, if its folder exists. */
 #define CONTROL_FOLDER "/run/reactord"
 #define CONTROL_PATH CONTROL_FOLDER "/control.sock"

@@ -33,6 +33,7 @@ struct listener {
 	char *name;          /* the same with the port that the system picked */
 	struct sockfile file; /* of a Unix socket that it has made, or has taken over */
 	bool inherited;       /* of a process before, with what that has set: until listener_update, which makes it ours */
+	int backlog, mode;    /* as configured; mode < 0: not at all */
 	bool retired;         /* accepts no more */
 	bool left;            /* to the next process, which has the file now */
 	unsigned label;      /* its number in the scoreboard */
@@ -78,7 +79,7 @@ void listener_leave(struct listener *l, struct legacy *legacy);
 void listener_keep(struct listener *l);
 
 /* Takes a socket that a process before has left for good: from here on its file goes with it. listener_update does it, too. */
-void listener_own(struct listener *l, int backlog);
+void listener_own(struct listener *l);
 
 /* Accepts no more. False while PROXY headers are waited for, whose connections listener_close would cut off. */
 bool listener_retire(struct listener *l);

@@ -12,7 +12,8 @@
 #include "listener.h"
 #include "problems.h"
 
-/* The listener of a block. A master has one for each of its processes, where they can share the address. */
+/* The listeners of a block: one. A master has one for each of its processes, where they can share the address, and there may be more where a
+ * daemon before had more processes. */
 struct port {
 	struct listener **sockets;
 	size_t count;
@@ -35,7 +36,7 @@ struct port **ports_open(struct ports *p, const struct config *config, bool righ
 	__attribute__((warn_unused_result));
 
 /* Closes those that ports_open has opened newly, and frees the array. */
-void ports_abort(struct ports *p, struct port **open, size_t count);
+void ports_abort(struct port **open, size_t count);
 
 /* Makes them the current ones, closes all others, and frees the array. updated: they take over the blocks' options. */
 void ports_commit(struct ports *p, const struct config *config, struct port **open, bool updated);
@@ -47,6 +48,9 @@ void ports_give(struct ports *p, uid_t uid, gid_t gid);
 void ports_leave(const struct ports *p, struct legacy *legacy);
 void ports_keep(struct ports *p);
 
+/* Takes those of a process before over for good. */
+void ports_own(struct ports *p);
+
 /* Accepts no more. False while PROXY headers are waited for, whose connections ports_close would cut off. */
 bool ports_retire(struct ports *p);
 
@@ -55,6 +59,12 @@ void ports_log(const struct ports *p); /* "listening on …", for each */
 
 /* Closes all; leave_files: those of Unix sockets stay, they are another process's. */
 void ports_close(struct ports *p, bool leave_files);
+
+/* For a master: how many blocks before that one have the same URL; the descriptor of a port for a process (from 1), which stays the port's;
+ * duplicates of all of them for a process that begins, but for those of fd:// blocks, which it has anyway. config is the current one. */
+size_t ports_before(const struct config *config, size_t block);
+int ports_socket(const struct port *port, unsigned process);
+struct handed *ports_share(const struct ports *p, const struct config *config, unsigned process) __attribute__((warn_unused_result));
 
 /* A socket from the master, for the block of that URL before which so many others have it; taken over. Those that no ports_open has taken are
  * closed by ports_drop_handed. */

@@ -21,11 +21,14 @@ struct report {
 /* The whole daemon by its scoreboard. state is "serving" or "draining"; pid the main process's, config its file or NULL. */
 json_t *report_status(const struct scoreboard *board, pid_t pid, const char *state, const char *config) __attribute__((warn_unused_result));
 
+/* All counters of the daemon. */
+struct report report_metrics(const struct scoreboard *board) __attribute__((warn_unused_result));
+
 /* The process's own answer to a request (see control.h); newest leads to the older generations. */
 struct report report_answer(struct runtime *r, struct generation *newest, const char *state, const json_t *request)
 	__attribute__((warn_unused_result));
 
-/* The answers of all processes to a request made one; they are taken over. */
+/* The answers of all processes to a request made one; they are taken over. One without a result has not come. */
 struct report report_merge(const json_t *request, struct report *reports, size_t count) __attribute__((warn_unused_result));
 
 /* A report with one reason, which is taken over. */

@@ -61,11 +61,14 @@ bool service_prepare(struct service *s, struct shared_config *shared, struct sou
                      struct problems *problems)
 	__attribute__((warn_unused_result));
 void service_commit(struct service *s, struct prepared *p);
-void service_abort(struct service *s, struct prepared *p);
+void service_abort(struct prepared *p);
 
 /* Asks it to drain and end, for that long at most (seconds; < 0: as configured), with that status; or to end at once. */
 void service_ask_drain(struct service *s, double drain_s, int status);
 void service_ask_stop(struct service *s);
+
+/* Tells it that another process serves now: it drains, and leaves alone what is that one's. */
+void service_ask_step_back(struct service *s);
 
 /* Turns until it was asked to stop and everything has ended. */
 void service_serve(struct service *s);

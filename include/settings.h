@@ -29,6 +29,9 @@ struct service_options {
 /* Reads the configuration anew. NULL when anything is wrong; all of it is in problems. */
 struct config *settings_read(const struct service_options *o, struct problems *problems) __attribute__((warn_unused_result));
 
+/* A number that differs for configurations that differ. */
+uint64_t settings_digest(const struct config *config);
+
 /* Opens the log as a configuration says; on failure the old one stays. */
 bool settings_apply_log(const struct config *config, struct problems *problems) __attribute__((warn_unused_result));
 

@@ -17,6 +17,9 @@ void sig_unwatch(struct sig *s);
 /* Lets a signal that comes from now on wait for ever: at the end of a process, where it would kill what is ending by itself. */
 void sig_hold(int signo);
 
+/* The signal that one of several processes gets when its master is gone. */
+int sig_orphan(void);
+
 #define SIG_NAME_SIZE 16
 
 /* "HUP", "SIGHUP", "RTMIN+2", "RTMAX-1" to its number, 0 if there is none of that name; and back, without SIG. Returns name. */

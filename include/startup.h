@@ -24,11 +24,14 @@ bool startup_open(struct ports *ports, const struct config *config, struct pidfi
 
 /* Takes the place of a process before, if there is one: writes the pid file, tells it that all is ready, and waits for it to step
  * back. */
-bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct problems *problems)
-	__attribute__((warn_unused_result));
+bool startup_announce(const struct service_options *options, const struct pidfile *pid_file, struct ports *ports, struct control *control,
+                      struct problems *problems) __attribute__((warn_unused_result));
 
 /* Tells whoever started us that we serve, and lets go of the terminal. */
 void startup_tell_ready(const struct service_options *options, const struct config *config, uint64_t generation);
+
+/* Lets go of the terminal. */
+void startup_detach(void);
 
 /* Tells the process before of all problems, which says them in its log. Without one: writes them to the log, and also to standard error if the log is a file: whoever has started us looks there. */
 void startup_tell_failed(const struct service_options *options, const struct problems *problems, bool to_file);

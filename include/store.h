@@ -34,13 +34,23 @@ struct store *store_new(uint64_t size) __attribute__((warn_unused_result));
 /* Gives it another name, that of the other processes', before its first use. */
 void store_rename(struct store *s, const char *name);
 
+/* Makes it the heir of the store of a process that goes on with this one (or, name NULL, of none), before its first use: the last of both
+ * removes it. */
+void store_inherit(struct store *s, const char *name);
+
+/* The name, as long as the store lives. */
+const char *store_name(const struct store *s);
+
 /* Closes it; with its name its own, removes it. */
 void store_free(struct store *s);
 
 /* A name that nobody else has and nobody can guess, for the caller to free; to be made before processes are, which all get it. */
 char *store_make_name(void) __attribute__((warn_unused_result));
 
-/* Removes what is there by that name, unless a process has it open. */
+/* A descriptor that keeps the store of that name from being removed by others; -1: there is none. */
+int store_hold(const char *name) __attribute__((warn_unused_result));
+
+/* Removes what is there by that name, unless a process has it open or holds it. */
 void store_remove(const char *name);
 
 /* The value: ENOENT where there is none, or none any more. */

@@ -31,10 +31,21 @@ struct tls_context {
 	struct tls_context *next;
 };
 
-/* The contexts of a process with their trust stores and ticket keys. Ticket keys live as long as this does, over reloads, and are
- * replaced by time; the one before is still accepted. */
+/* What ticket keys are made of. It goes on from period to period of time, and earlier keys cannot be made of it any more. */
+struct tls_secret {
+	unsigned char bytes[32];
+	uint64_t period; /* whose key it makes */
+};
+
+/* The contexts of a process with their trust stores and ticket keys. Each period of time has a key; that of the period before is still
+ * accepted. So keys live over reloads, and processes that have the same secret take each other's tickets. */
 struct tls_contexts *tls_contexts_new(void) __attribute__((warn_unused_result));
 void tls_contexts_free(struct tls_contexts *contexts);
+
+/* Makes a secret to share; sees that what is too old cannot be made of it; has a set use it instead of its own. */
+void tls_make_secret(struct tls_secret *secret);
+void tls_forward_secret(struct tls_secret *secret);
+void tls_set_secret(struct tls_contexts *contexts, const struct tls_secret *secret);
 
 /* The context for a configuration; files are read anew when they have changed. The caller has one use of it. NULL with a code ("ENOENT",
  * "EACCES", "ETLS"; static) and a reason that names the file (caller frees). */

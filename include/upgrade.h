@@ -57,6 +57,9 @@ void upgrade_pass_on(const struct upgrade *u, int signo);
 /* Ends one that is under way, without on_done; of one that came to something the new process stays. For the end of this process. */
 void upgrade_cancel(struct upgrade *u);
 
+/* Forgets it, in a forked child: it is the parent's. */
+void upgrade_abandon(struct upgrade *u);
+
 /* --- the new process --- */
 
 /* Says that we are ready to serve and waits for the word to do so; also when the old process has died. Without a legacy it is true at once.

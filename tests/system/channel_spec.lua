@@ -298,6 +298,57 @@ describe("a named channel", function()
     old:close()
   end)
 
+  it("loses and doubles nothing when connections are handed over", function()
+    local text = [[
+      local em = require "em"
+      local H = em.Connection:extend()
+      function H:post_init() self.rest = "" self:subscribe("news") self:subscribe("other") end
+      function H:receive_message(_, line) self:send_data(line, "\n") end
+      function H:receive_data(data)
+        self.rest = (self.rest .. data):gsub("([^\n]*)\n", function(line) em.channel("news"):push(line) return "" end)
+      end
+      -- What is pushed in these waits to be delivered while some have moved and others have not.
+      function H:handover() em.channel("news"):push("going") return { rest = self.rest, broken = self.broken } end
+      function H:takeover(state)
+        self.rest = state.rest
+        self:unsubscribe("other")
+        em.channel("news"):push("gone")
+        if BROKEN then error("broken takeover") end
+      end
+      return H]]
+    local s = serve((text:gsub("BROKEN", "false")))
+    local clients = {}
+    for i = 1, 5 do clients[i] = s:connect() end
+    s:until_true "return em.connection_count() >= 7"
+    local rounds, sent = t.full and 100 or 10, 0
+    for round = 1, rounds do
+      t.write("h.lua", (text:gsub("BROKEN", round % 5 == 0 and "true" or "false")))
+      local mark = s.d:mark()
+      s.d:signal("HUP")
+      repeat
+        sent = sent + 1
+        clients[sent % 5 + 1]:send(sent .. "\n")
+      until s.d:log():sub(mark):find("generation %d+ serves")
+    end
+    for _, c in ipairs(clients) do
+      local last, count, words = {}, 0, { going = 0, gone = 0 }
+      while count < sent or words.going < rounds * 5 or words.gone < rounds * 5 do
+        local line = c:receive_line()
+        local n = math.tointeger(line)
+        if n then -- in the order of each pusher, each once
+          assert.equal(n, (last[n % 5] or (n % 5 == 0 and 0 or n % 5 - 5)) + 5)
+          last[n % 5] = n
+          count = count + 1
+        else
+          words[line] = words[line] + 1
+        end
+      end
+      c:expect_silence(0.01)
+      assert.same({ sent, rounds * 5, rounds * 5 }, { count, words.going, words.gone })
+    end
+    for _, c in ipairs(clients) do c:close() end
+  end)
+
   it("nothing is pushed while a handler's file loads", function()
     t.write("early.lua", [[require("em").channel("x"):push(1) return {}]])
     local result = t.reactord { "-t", "-c", t.write("early.conf",

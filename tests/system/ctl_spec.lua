@@ -181,6 +181,72 @@ describe("reactord ctl", function()
     d:stop()
   end)
 
+  it("speaks for many processes as for one", function()
+    start "processes = 3\ncontrol_eval = true\n"
+    local clients, ids, processes = {}, {}, {}
+    for i = 1, 12 do
+      clients[i] = client "x"
+    end
+    local s = ask "status"
+    assert.equal(d.pid, s.pid)
+    assert.equal(3, s.processes)
+    assert.equal(12, s.connections)
+    assert.equal(1, s.listeners)
+    assert.equal(12, s.bytes_in)
+    assert.equal(3, #s.process_list)
+    local rows = ask "connections"
+    assert.equal(12, #rows)
+    for i, row in ipairs(rows) do
+      assert.is_nil(ids[row.id], "an id comes twice")
+      ids[row.id], processes[row.process] = true, true
+      assert.is_true(i == 1 or row.id < rows[i - 1].id)
+    end
+    assert.is_truthy(next(processes, next(processes)), "all are in one process")
+    assert.equal(3, #ask "listeners")
+    assert.equal(3, #ask "handlers")
+    for _, row in ipairs(rows) do
+      assert.equal(0, (ctl("close", tostring(row.id))))
+    end
+    for _, c in ipairs(clients) do
+      c:receive_end()
+    end
+    assert.equal(1, (ctl("close", tostring(rows[1].id))))
+    local count = 0
+    for _, row in ipairs(ask("eval", "(require('em').process())")) do count = count + (tostring(row.process) == row.result and 1 or 0) end
+    assert.equal(3, count)
+    assert.equal(0, (ctl("log-level", "error")))
+    assert.equal(2, ask("reload").generation)
+    assert.equal(1, ask("status").reloads)
+    t.write("broken.lua", "return {")
+    local good = assert(io.open(d.config)):read "a"
+    t.write("reactord.conf", good .. '\nlisten "unix://x" { handler = "broken" }\n')
+    local status, _, err = ctl "reload"
+    assert.equal(1, status)
+    assert.is_truthy(err:find("broken.lua:1:", 1, true))
+    t.write("reactord.conf", good)
+    local c = client "x"
+    local waits = t.connect(path)
+    waits:send('{"command": "drain"}\n')
+    assert.same({ progress = { connections = 1 } }, json.decode(waits:receive_line()))
+    c:close()
+    local answer
+    repeat answer = json.decode(waits:receive_line()) until not answer.progress
+    assert.equal(0, answer.exit)
+    waits:close()
+    assert.equal(0, d:wait(10))
+    d:check()
+  end)
+
+  it("does without a process that hangs", function()
+    start "processes = 2\ncontrol_eval = true\nhang_timeout = 0\n"
+    local list = ask("status").process_list
+    t.run { "kill", "-STOP", tostring(list[2].pid) }
+    assert.equal(1, #ask "listeners") -- of the other one
+    t.run { "kill", "-CONT", tostring(list[2].pid) }
+    t.until_true(function() return #ask "listeners" == 2 end)
+    d:stop()
+  end)
+
   it("closes a connection by its number", function()
     start()
     local c, other = client "a", client "b"

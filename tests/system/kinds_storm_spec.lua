@@ -138,12 +138,12 @@ function act(self)
   if random() < 0.7 then pick(acts)(self) end
 end
 
-local function begin(self)
-  say("+", self.signature)
+local function enter(self)
   all[#all + 1] = self
   self.index, self.dead, live = #all, nil, live + 1
   self:add_periodic_timer(0.2, function() if x.over() then self:close_connection() end end)
 end
+local function begin(self) say("+", self.signature) enter(self) end
 function H:initialize(fd) begin(self) self.own_fd = fd self.is_child = self:get_pid() if self.is_child then kids = kids + 1 end act(self) end
 for _, name in ipairs { "post_init", "receive_data", "drained", "ssl_handshake_completed", "send_error", "receive_stderr", "file_modified",
   "file_moved", "file_deleted", "process_exited", "notify_readable", "notify_writable", "receive_message", "proxy_target_unbound", "proxy_completed" } do
@@ -171,6 +171,20 @@ function H:unbind()
     act(self)
   end
 end
+
+-- Reloads take those of the listen blocks along, unless one of the two fails: they begin once and end once, in whatever code.
+function H:handover()
+  if self.dead then say("bad", "handover", self.signature) end
+  act(self)
+  return { outgoing = self.outgoing, more = random() < 0.1 and print or { ("x"):rep(random(10000)) } }
+end
+function H:takeover(state)
+  self.outgoing = state.outgoing
+  act(self)
+  enter(self)
+  if random() < 0.1 then error("not this one") end
+end
+if random() < 0.2 then H.takeover = nil end
 
 em.run(function()
   em.start_server("127.0.0.1", SCRIPT, H)

@@ -200,6 +200,39 @@ describe("metrics", function()
     d:stop()
   end)
 
+  it("are those of all processes and never go back, also when one dies", function()
+    start "processes = 2"
+    for _ = 1, 10 do
+      local c = t.connect(port)
+      c:send "hello"
+      c:expect "hello"
+    end
+    local before, _, histograms = parse(metrics())
+    local series = ('{listener="tcp://127.0.0.1:%d",callback="receive_data"}'):format(port)
+    assert.equal(50, before.reactord_bytes_in_total)
+    assert.equal(10, before.reactord_connections)
+    assert.equal(2, before.reactord_listeners)
+    assert.equal(10, histograms.reactord_callback_seconds[series].count)
+    assert.equal(10, before['reactord_process_connections{process="1"}'] + before['reactord_process_connections{process="2"}'])
+    local started = {}
+    for pid in t.reactord({ "ctl", "-s", path, "status" }).out:gmatch "\n +%d +(%d+)" do
+      started[#started + 1] = pid
+    end
+    assert.equal(2, #started)
+    t.run { "kill", "-KILL", started[1], started[2] }
+    d:wait_log "process 1 serves"
+    d:wait_log "process 2 serves"
+    local after
+    after, _, histograms = parse(metrics())
+    assert.equal(50, after.reactord_bytes_in_total)
+    assert.equal(0, after.reactord_connections)
+    assert.equal(2, after.reactord_listeners)
+    assert.equal(10, histograms.reactord_callback_seconds[series].count)
+    -- any process answers for all
+    assert.equal(50, parse(request("GET /metrics HTTP/1.0\r\n\r\n"):match "\r\n\r\n(.*)$").reactord_bytes_in_total - #"GET /metrics HTTP/1.0\r\n\r\n")
+    d:stop()
+  end)
+
   it("are served by HTTP to curl", function()
     start()
     local url = ("http://127.0.0.1:%d"):format(http)

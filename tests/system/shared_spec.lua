@@ -187,6 +187,36 @@ describe("em.shared", function()
     new:close()
   end)
 
+  it("goes over to the process of an upgrade, whose predecessor may end when it likes", function()
+    local port = t.free_port()
+    t.write("h.lua", [[
+      local em = require "em"
+      local H = em.Connection:extend()
+      function H:receive_data() self:send_data(em.shared("c"):incr("n"), "\n") end
+      return H]])
+    local d = t.start { config = ('listen "tcp://127.0.0.1:%d" { handler = "h" }\npid_file = "x.pid"\n'):format(port),
+      env = { RUNTIME_DIRECTORY = t.dir() } }
+    local old = t.connect(port)
+    old:send("x"):expect("1\n")
+    local mark = d:mark()
+    d:signal("USR2")
+    d:wait_log("upgraded", nil, mark)
+    local pid = t.until_true(function()
+      local now = tonumber(t.read("x.pid"))
+      return now ~= d.pid and now
+    end)
+    local heir = t.adopt(pid, d.log_path)
+    old:send("x"):expect("2\n")
+    local new = t.connect(port)
+    old:close() -- with it the old process goes, before the new one has used the store
+    d:wait()
+    assert.equal(1, #stores())
+    new:send("x"):expect("3\n")
+    new:close()
+    heir:stop()
+    assert.same({}, stores())
+  end)
+
   it("does nothing while a handler's file loads", function()
     for _, text in ipairs { "set('k', 1)", "get('k')", "keys()", "incr('k')", "delete('k')", "add('k', 1)" } do
       t.write("early.lua", ("require('em').shared('x'):%s return {}"):format(text))

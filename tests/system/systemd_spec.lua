@@ -37,6 +37,9 @@ check 'is active' active "$(show ActiveState)"
 check 'tells its status' 'Serving, generation 1' "$(show StatusText)"
 check 'runs as its user' reactord "$(stat -c %U "/proc/$(show MainPID)")"
 check 'has a port below 1024' low "$(say 7 low)"
+stores() { find /run/reactord -name 'reactord-shared-*' | wc -l; }
+say 8084 'chat counts its users in em.shared' >/dev/null
+check 'has its shared data in /run/reactord' 1 "$(stores)"
 check 'has a socket in /run/reactord' unix "$(say /run/reactord/echo.sock unix)"
 
 exec 5<>/dev/tcp/127.0.0.1/8081
@@ -65,6 +68,9 @@ check 'is started again after a crash' active "$(wait_for active show ActiveStat
 wait_for '[1-9]*' show MainPID >/dev/null
 check 'serves after a crash' 'new word' "$(wait_for 'new word' say 8081 word)"
 exec 5>&-
+check 'has left its shared data behind' 1 "$(stores)"
+say 8084 'and starts anew' >/dev/null
+check 'clears it up' 1 "$(stores)"
 
 exec 5<>/dev/tcp/127.0.0.1/8081
 echo word >&5
@@ -78,6 +84,7 @@ check 'serves during the drain' 'new more' "$line"
 exec 5>&-
 check 'stops with the last connection' inactive "$(wait_for inactive show ActiveState)"
 check 'stops well' success "$(show Result)"
+check 'leaves no shared data' 0 "$(stores)"
 check 'leaves nothing open' '*stopped: *connections=0 listeners=0 timers=0 references=0*' \
 	"$(wait_for '*connections=0 listeners=0*' journalctl -q -u reactord -o cat --no-pager)"
 
@@ -104,6 +111,6 @@ describe("the installed unit", function()
     assert.equal(0, r.status, r.out .. r.err)
     assert.is_nil(("\n" .. r.out):find("\nfailed ", 1, true), r.out)
     assert.matches("the end\n$", r.out)
-    assert.equal(28, select(2, r.out:gsub("\nok ", "")), r.out)
+    assert.equal(32, select(2, r.out:gsub("\nok ", "")), r.out)
   end)
 end)

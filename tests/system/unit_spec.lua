@@ -36,8 +36,8 @@ describe("make install", function()
     make("install-files", { DESTDIR = root, PREFIX = "/usr" })
     local found = {}
     for _, path in ipairs(tree(root)) do found[path] = true end
-    local expected = { "usr/bin/reactord", "usr/lib/systemd/system/reactord.service", "usr/lib/sysusers.d/reactord.conf",
-      "usr/lib/tmpfiles.d/reactord.conf", "etc/reactord/reactord.conf" }
+    local expected = { "usr/bin/reactord", "usr/bin/reactorctl", "usr/lib/systemd/system/reactord.service",
+      "usr/lib/sysusers.d/reactord.conf", "usr/lib/tmpfiles.d/reactord.conf", "etc/reactord/reactord.conf" }
     for _, path in ipairs(tree(t.root .. "/handlers")) do
       if path:find("%.lua$") or path:find("%.md$") then table.insert(expected, "usr/share/reactord/handlers/" .. path) end
     end

@@ -32,6 +32,69 @@ local function load_until(done, ways)
   end
 end
 
+-- What runs on a machine with a real systemd: the unit as it is installed.
+local on_systemd = [=[
+set -u
+check() { # check NAME EXPECTED SEEN
+	if [[ $3 == $2 ]]; then echo "ok $1"; else echo "failed $1: expected '$2', seen '$3'"; fi
+}
+show() { systemctl show -P "$1" reactord; }
+wait_for() { # wait_for PATTERN COMMAND...: until its output matches, 10 s at most
+	local seen
+	for _ in {1..200}; do
+		seen=$("${@:2}" 2>&1)
+		[[ $seen != $1 ]] || break
+		sleep 0.05
+	done
+	echo "$seen"
+}
+say() { echo "$2" | nc -N 127.0.0.1 "$1"; }
+
+systemd-sysusers /usr/local/lib/sysusers.d/reactord.conf
+echo 'listen "tcp://127.0.0.1:7" { handler = "echo" }' >>/etc/reactord/reactord.conf
+systemctl daemon-reload
+systemctl start reactord
+check 'starts' 0 $?
+old=$(show MainPID)
+exec 5<>/dev/tcp/127.0.0.1/7
+echo word >&5
+read -r -t 5 line <&5
+cp /usr/local/bin/reactord /usr/local/bin/new && mv /usr/local/bin/new /usr/local/bin/reactord
+kill -USR2 "$old"
+for _ in {1..200}; do
+	new=$(show MainPID)
+	[ "$new" = "$old" ] || break
+	sleep 0.05
+done
+[ "$new" != "$old" ]
+check 'has another main process' 0 $?
+check 'which runs the new binary' /usr/local/bin/reactord "$(readlink "/proc/$new/exe")"
+check 'is active' active/running "$(show ActiveState)/$(show SubState)"
+check 'tells its status' 'Serving, generation 1' "$(show StatusText)"
+check 'serves' hello "$(say 7 hello)"
+echo more >&5
+read -r -t 5 line <&5
+check 'keeps an open connection in the old process' more "$line"
+exec 5>&-
+wait_for '*No such process*' kill -0 "$old" >/dev/null
+check 'is active without the old process' active "$(show ActiveState)"
+check 'has started nothing anew' 0 "$(show NRestarts)"
+echo 'zebra = 1' >>/etc/reactord/reactord.conf
+kill -USR2 "$new"
+check 'tells of a refusal' 'Upgrade refused: *zebra*' "$(wait_for 'Upgrade refused*' show StatusText)"
+check 'is active all the same' "active/running/$new" "$(show ActiveState)/$(show SubState)/$(show MainPID)"
+sed -i '$d' /etc/reactord/reactord.conf
+kill -HUP "$new"
+check 'reloads' 'Serving, generation 2' "$(wait_for 'Serving, generation 2' show StatusText)"
+kill -KILL "$new"
+check 'is started again after a crash' 1 "$(wait_for 1 show NRestarts)"
+check 'serves again' hello "$(wait_for hello say 7 hello)"
+systemctl stop reactord
+check 'stops well' inactive/success "$(show ActiveState)/$(show Result)"
+check 'was heard by systemd' '' "$(journalctl -q -u reactord -o cat --no-pager | grep -i 'notification message\|not our child')"
+echo 'the end'
+]=]
+
 describe("an upgrade", function()
   t.auto()
 
@@ -393,6 +456,46 @@ describe("an upgrade", function()
     assert.is_nil(lfs.attributes(t.path("control.sock"), "mode"))
   end)
 
+  it("is one of many processes, which may be more or fewer", function()
+    local tls_port, datagrams = t.free_port(), t.free_port()
+    local text = ('control = "control.sock"\nlisten "tls://127.0.0.1:%d" { handler = "echo", tls = { self_signed = true } }\n'
+      .. 'listen "udp://127.0.0.1:%d" { handler = "datagram_echo" }\nprocesses = 2'):format(tls_port, datagrams)
+    local d = start(text)
+    local ways = { plain, by_path, function() return assert(tls.connect(tls_port)) end }
+    local held = {}
+    for i = 1, 6 do held[i] = ways[i % 3 + 1]():send("mine"):expect("mine") end
+    for _, count in ipairs { 3, 1, 2 } do
+      configure((config:gsub("processes = %d", "processes = " .. count)))
+      local mark = d:mark()
+      d:signal("USR2")
+      local pid = load_until(function() return d:log():match("upgraded: process (%d+) serves", mark) end, ways)
+      local new = t.adopt(tonumber(pid), d.log_path)
+      load_until(function() return new:log():find("ready: pid " .. pid) end, ways)
+      assert.equal(pid .. "\n", t.read("x.pid"))
+      if #held > 0 then
+        for _, c in ipairs(held) do c:send("still"):expect("still") end
+        assert.is_false(d:ended())
+        for _, c in ipairs(held) do c:close() end
+        held = {}
+      end
+      load_until(function() return d:ended() end, ways)
+      assert.equal(0, d.status)
+      local status = t.reactord { "ctl", "-s", t.path("control.sock"), "status", "--json" }.out
+      assert.equal(pid, status:match('"pid": ?(%d+)'))
+      assert.equal("socket", lfs.attributes(path, "mode"))
+      d = new
+    end
+    configure(config .. "\nzebra = 1")
+    refused(d, "upgrade refused: [^\n]*unknown option 'zebra'")
+    t.write("broken.lua", "x = = 1")
+    configure(config .. ('\nlisten "tcp://127.0.0.1:%d" { handler = "broken" }'):format(t.free_port()))
+    refused(d, "upgrade refused: [^\n]*broken.lua:1: ")
+    d:stop()
+    assert.is_nil(lfs.attributes(path, "mode"))
+    assert.is_nil(lfs.attributes(t.path("control.sock"), "mode"))
+    assert.is_nil(t.read("x.pid"))
+  end)
+
   it("ends the connect blocks of the old process, and the new one has its own", function()
     local s = t.listen()
     t.write("talks.lua", 'return { post_init = function(c) c:send_data("hello\\n") end }')
@@ -434,5 +537,18 @@ describe("an upgrade", function()
     d:stop()
     assert.is_nil(lfs.attributes(path, "mode"))
     assert.is_nil(t.read("run/x.pid"))
+  end)
+
+  it("is one for a real systemd", function()
+    if t.sanitized then pending("the unit's fences are not for sanitizers") end
+    local install = ("make -s --no-print-directory -C %q install-files BUILD=%q >/dev/null || exit 1\n")
+      :format(t.root, os.getenv("REACTORD_BUILD") or "build")
+    local r = t.run {
+      "tests/support/with-systemd.sh", t.write("script", install .. on_systemd), t.root, cwd = t.root, seconds = 60, env = { TMPDIR = false },
+    }
+    if r.status == 77 then pending(r.err:match("[^\n]*\n?$")) end
+    assert.equal(0, r.status, r.out .. r.err)
+    assert.is_nil(("\n" .. r.out):find("\nfailed ", 1, true), r.out)
+    assert.matches("the end\n$", r.out)
   end)
 end)

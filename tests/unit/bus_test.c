@@ -223,7 +223,7 @@ static void the_queue_is_bounded(void **state)
 static void the_end_comes_last(void **state)
 {
 	(void)state;
-	assert_true(bus_send(a, BUS_STOPPED, "last words", 10, NULL, 0));
+	assert_true(bus_send(a, BUS_STOPPING, "last words", 10, NULL, 0));
 	assert_true(bus_flush(a, 1000));
 	bus_free(a);
 	a = NULL;
