@@ -262,6 +262,7 @@ static void upgrade(struct master *m)
 	ports_leave(&m->ports, legacy);
 	legacy_leave_text(legacy, "store", m->store);
 	control_leave(m->control, legacy);
+	upgrade_leave_secret(legacy, &m->secret);
 	if (m->pid_file.path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
 	m->upgrade.on_done = on_upgraded;
@@ -765,7 +766,8 @@ static bool begin(struct master *m, unsigned count)
 	const char *store = legacy_text(m->loop->legacy, "store");
 	m->store = store ? mem_strdup(store) : store_make_name();
 	m->store_hold = store ? store_hold(store) : -1;
-	tls_make_secret(&m->secret);
+	if (!upgrade_take_secret(m->options->legacy, &m->secret))
+		tls_make_secret(&m->secret);
 	seats_init(&m->seats, m->loop, m->board, &events, m);
 	m->inquiries = (struct inquiries){.loop = m->loop, .count = count, .send = send_request, .data = m};
 	timer_init(&m->progress, on_progress, m);

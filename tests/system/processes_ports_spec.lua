@@ -111,8 +111,10 @@ describe("listeners of several processes", function()
       return H
     ]])
     local port = t.free_port()
-    local d = t.start { config = ('processes = 2\nlisten "tls://127.0.0.1:%d" { handler = "reused", tls = { certificate = %q, private_key = %q } }')
-      :format(port, pair.cert, pair.key) }
+    local d = t.start { config = ([[
+      processes = 2
+      listen "tls://127.0.0.1:%d" { handler = "reused", tls = { certificate = %q, private_key = %q } }
+    ]]):format(port, pair.cert, pair.key) }
     local session = t.path "session"
     local function ask(flag)
       local r = t.run { "openssl", "s_client", "-connect", "127.0.0.1:" .. port, flag, session, "-ign_eof", "-quiet", input = "are you?\n" }
