@@ -131,17 +131,14 @@ describe("with two processes", function()
     start("channel_queue = '4 MiB'\ncallback_time = 5\n")
     local a, b = connect()
     b:send("sleep 0.5\n")
-    local pushed, heard = 0, 0
+    local pushed = 0
     local deadline = t.now() + t.seconds(0.3)
     while t.now() < deadline do
       a:send("flood 10\n")
-      for _ = 1, 11 do
-        local line = a:receive_line()
-        pushed = pushed + tonumber(line:match("^pushed (%d+)") or 0)
-        heard = heard + (line:find("^heard x") and 1 or 0)
-      end
+      local n = tonumber(a:receive_line():match("^pushed (%d+)")) -- fewer where there is no room on the way to the master
+      for _ = 1, n do assert.matches("^heard x", a:receive_line()) end
+      pushed = pushed + n
     end
-    assert.equal(pushed, heard)
     b:expect("slept\n")
     a:send("push last\n")
     local got = 0
