@@ -358,7 +358,7 @@ describe("a named channel", function()
   end)
 
   it("costs no memory when its subscribers have gone", function()
-    local s = serve(listener .. "return H")
+    local s = serve "return {}"
     local function round(n)
       for _ = 1, n do
         s:eval [[
@@ -370,11 +370,10 @@ describe("a named channel", function()
       end
       return s.d:rss()
     end
-    local c = s:connect()
+    s:eval [[ em.channel("news"):subscribe(function() end) ]]
     local before = round(20)
     local after = round(t.full and 200 or 40)
     assert.is_true(t.sanitized or after < before + 4 * 1024 * 1024, "it has grown") -- sanitizers keep freed memory and see leaks themselves
-    c:close()
   end)
 end)
 
