@@ -30,7 +30,7 @@ LUA      = lua_vm lua_arg lua_source lua_plain lua_conn lua_channel lua_shared l
            lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal lua_process lua_sys lua_sandbox lua_freeze lua_core lua_eval
 
 # 6 service: configuration to listeners and handlers, generations, the control socket, the service manager, many processes
-SERVICE  = notify pidfile upgrade spread command runtime settings ports generation report control inquiry startup service member seats master run
+SERVICE  = notify watchdog pidfile upgrade spread command runtime settings ports generation report control inquiry startup service member seats master run
 
 # 7 main: options and subcommands
 MAIN     = ctl main
@@ -200,6 +200,8 @@ LIB      = $(DESTDIR)$(PREFIX)/lib
 CONF     = $(DESTDIR)$(SYSCONFDIR)/reactord
 HANDLERS = $(shell cd handlers && find . -name '*.lua' -o -name '*.md')
 
+UNIT_FILES = reactord.service reactord@.service reactord.socket
+
 # The shipped configuration with the handlers' installed place instead of the one beside it.
 INSTALLED_CONF = sed 's|"\.\./handlers"|"$(PREFIX)/share/reactord/handlers"|' conf/reactord.conf
 
@@ -210,8 +212,9 @@ install-files:
 	install -m 755 $(BUILD)/reactord $(BIN)/reactord
 	ln -sf reactord $(BIN)/reactorctl
 	cd handlers && for file in $(HANDLERS); do install -D -m 644 $$file $(abspath $(SHARE))/handlers/$$file || exit 1; done
-	sed 's|@PREFIX@|$(PREFIX)|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g' systemd/reactord.service > $(LIB)/systemd/system/reactord.service
-	chmod 644 $(LIB)/systemd/system/reactord.service
+	for unit in $(UNIT_FILES); do \
+	 sed 's|@PREFIX@|$(PREFIX)|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g' systemd/$$unit > $(LIB)/systemd/system/$$unit && \
+	 chmod 644 $(LIB)/systemd/system/$$unit || exit 1; done
 	install -m 644 systemd/reactord.sysusers $(LIB)/sysusers.d/reactord.conf
 	install -m 644 systemd/reactord.tmpfiles $(LIB)/tmpfiles.d/reactord.conf
 	@if [ -e $(CONF)/reactord.conf ]; then echo 'kept: $(CONF)/reactord.conf is there already'; \
@@ -219,7 +222,8 @@ install-files:
 
 # What install put there; a configuration that was changed since stays, and so do files that are not ours.
 uninstall:
-	rm -f $(BIN)/reactord $(BIN)/reactorctl $(LIB)/systemd/system/reactord.service $(LIB)/sysusers.d/reactord.conf $(LIB)/tmpfiles.d/reactord.conf
+	rm -f $(BIN)/reactord $(BIN)/reactorctl $(addprefix $(LIB)/systemd/system/,$(UNIT_FILES)) \
+	 $(LIB)/sysusers.d/reactord.conf $(LIB)/tmpfiles.d/reactord.conf
 	rm -f $(addprefix $(SHARE)/handlers/,$(HANDLERS))
 	-@find $(SHARE) -depth -type d -empty -delete 2>/dev/null
 	@if [ -e $(CONF)/reactord.conf ]; then \

@@ -355,6 +355,8 @@ struct listener *listener_open(struct loop *loop, const struct listen_conf *conf
 	int fd = legacy_take(loop->legacy, LEGACY_LISTENER, conf->url_text, &file);
 	bool inherited = fd >= 0;
 
+	if (inherited && conf->reuse_port) /* for those that are to come to its side */
+		sock_reuse_port(fd);
 	if (!inherited)
 		fd = conf->url.scheme == SCHEME_FD ? take_given(loop, conf, &given, why) : listener_bind(conf, &file, why);
 	if (fd < 0)

@@ -24,6 +24,7 @@
 #include "startup.h"
 #include "store.h"
 #include "upgrade.h"
+#include "watchdog.h"
 
 #define PREPARE_NS 30000000000u /* for the first half of a reload, where processes may hang for ever */
 #define PROGRESS_NS 250000000u /* between two lines that tell how a drain goes */
@@ -63,6 +64,7 @@ struct master {
 	struct problems problems; /* why it could not start */
 	int status;
 	struct timer stop_limit;
+	struct watchdog watchdog;
 	struct sig *watches[6];
 	struct upgrade upgrade;
 	rlim_t descriptor_limit;                      /* as we had it */
@@ -84,6 +86,7 @@ static void clear(struct master *m, bool is_master)
 	if (m->loop && m->loop->timers) {
 		timer_stop(m->loop, &m->stop_limit);
 		timer_stop(m->loop, &m->attempt.limit);
+		watchdog_stop(&m->watchdog);
 		timer_stop(m->loop, &m->progress);
 	}
 	ports_close(&m->ports, !is_master);
@@ -259,6 +262,7 @@ static void upgrade(struct master *m)
 	ports_leave(&m->ports, legacy);
 	legacy_leave_text(legacy, "store", m->store);
 	control_leave(m->control, legacy);
+	upgrade_leave_secret(legacy, &m->secret);
 	if (m->pid_file.path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
 	m->upgrade.on_done = on_upgraded;
@@ -488,6 +492,7 @@ static void go_on_starting(struct master *m)
 		activation_log_unused(m->activation);
 		legacy_drop(m->loop->legacy);
 		startup_tell_ready(m->options, m->config->config, m->number);
+		watchdog_start(&m->watchdog, m->loop);
 		seats_watch(&m->seats, hang_limit(m->config->config));
 	} else if (ready == m->seats.count) {
 		if (!startup_announce(m->options, &m->pid_file, &m->ports, m->control, &m->problems)) {
@@ -761,7 +766,8 @@ static bool begin(struct master *m, unsigned count)
 	const char *store = legacy_text(m->loop->legacy, "store");
 	m->store = store ? mem_strdup(store) : store_make_name();
 	m->store_hold = store ? store_hold(store) : -1;
-	tls_make_secret(&m->secret);
+	if (!upgrade_take_secret(m->options->legacy, &m->secret))
+		tls_make_secret(&m->secret);
 	seats_init(&m->seats, m->loop, m->board, &events, m);
 	m->inquiries = (struct inquiries){.loop = m->loop, .count = count, .send = send_request, .data = m};
 	timer_init(&m->progress, on_progress, m);

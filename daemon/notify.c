@@ -2,6 +2,7 @@
 #include "notify.h"
 
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
@@ -39,6 +40,21 @@ void notify_upgrading(void)
 void notify_main_pid(pid_t pid)
 {
 	sd_notifyf(0, "READY=1\nSTATUS=Serving, generation 1\nMAINPID=%ld", (long)pid);
+}
+
+/* The time of the watchdog. WATCHDOG_PID is not asked for: after an upgrade the variables are still those of the process before. */
+uint64_t notify_watchdog_ns(void)
+{
+	const char *text = getenv("WATCHDOG_USEC");
+	unsigned long long usec = text && getenv("NOTIFY_SOCKET") ? strtoull(text, NULL, 10) : 0;
+
+	return usec < UINT64_MAX / 1000 ? usec * 1000 : 0;
+}
+
+/* All is well. */
+void notify_watchdog(void)
+{
+	sd_notify(0, "WATCHDOG=1");
 }
 
 /* The end has begun. */

@@ -20,6 +20,7 @@
 #include "privs.h"
 #include "sig.h"
 #include "startup.h"
+#include "watchdog.h"
 
 #define PROGRESS_NS 250000000u /* between two lines of progress of a drain */
 
@@ -386,6 +387,7 @@ static void upgrade(struct service *s)
 	ports_leave(&s->ports, legacy);
 	control_leave(s->control, legacy);
 	lua_net_leave(s->newest->vm, legacy);
+	upgrade_leave_secret(legacy, tls_get_secret(s->runtime.tls));
 	legacy_leave_text(legacy, "store", store_name(s->runtime.store));
 	if (s->pid_file && s->pid_file->path)
 		legacy_leave(legacy, LEGACY_PID_FILE, NULL, s->pid_file->fd, NULL);
@@ -601,6 +603,9 @@ bool service_open(struct service *s, const struct service_options *options, cons
 	}
 	s->runtime.loop->legacy = options->legacy;
 	store_inherit(s->runtime.store, legacy_text(options->legacy, "store"));
+	struct tls_secret secret;
+	if (upgrade_take_secret(options->legacy, &secret))
+		tls_set_secret(s->runtime.tls, &secret);
 	if (legacy_text(options->legacy, "upgrades"))
 		s->runtime.stats->upgrades = strtoull(legacy_text(options->legacy, "upgrades"), NULL, 10);
 	s->ports = (struct ports){.loop = s->runtime.loop, .on_accept = lua_net_on_accept};
@@ -648,6 +653,7 @@ int service_run(const struct service_options *options, struct config *config)
 	struct service s = {0};
 	struct problems problems = {0};
 	struct pidfile pid_file = {0};
+	struct watchdog watchdog;
 	struct control_host host = {.ask = on_ask, .data = &s};
 	bool to_file = config->log_file != NULL, started = false;
 
@@ -661,7 +667,9 @@ int service_run(const struct service_options *options, struct config *config)
 	shared_config_release(shared);
 	if (started) {
 		startup_tell_ready(options, s.newest->config, s.last_number);
+		watchdog_start(&watchdog, s.runtime.loop);
 		service_serve(&s);
+		watchdog_stop(&watchdog);
 	} else if (s.control) {
 		control_close(s.control);
 	}

@@ -121,6 +121,12 @@ void sock_nodelay(int fd, bool on)
 	(void)set_int(fd, IPPROTO_TCP, TCP_NODELAY, on);
 }
 
+/* Lets others share the port. */
+void sock_reuse_port(int fd)
+{
+	(void)set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+}
+
 /* Keep-alive with its three figures. */
 int sock_keepalive(int fd, bool on, int idle, int interval, int count)
 {

@@ -778,6 +778,12 @@ void tls_set_secret(struct tls_contexts *contexts, const struct tls_secret *secr
 	contexts->tickets[0].made = false;
 }
 
+/* Tells it. */
+const struct tls_secret *tls_get_secret(const struct tls_contexts *contexts)
+{
+	return &contexts->secret;
+}
+
 /* What a session is kept under: a digest of all that the context is made of, and whom it calls. */
 char *tls_session_name(const struct tls_context *context, const char *hostname)
 {

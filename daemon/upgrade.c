@@ -310,6 +310,35 @@ void upgrade_start(struct upgrade *u, struct loop *loop, const struct upgrade_se
 	legacy_free(legacy);
 }
 
+/* Leaves the secret, as the number of its period and its bytes in hexadecimal figures. */
+void upgrade_leave_secret(struct legacy *legacy, const struct tls_secret *secret)
+{
+	char text[32 + 2 * sizeof secret->bytes];
+	int length = snprintf(text, sizeof text, "%llu ", (unsigned long long)secret->period);
+
+	for (size_t i = 0; i < sizeof secret->bytes; i++)
+		length += snprintf(text + length, sizeof text - (size_t)length, "%02x", secret->bytes[i]);
+	legacy_leave_text(legacy, "tls_secret", text);
+	explicit_bzero(text, sizeof text);
+}
+
+/* Takes it. */
+bool upgrade_take_secret(const struct legacy *legacy, struct tls_secret *secret)
+{
+	const char *text = legacy_text(legacy, "tls_secret");
+	char *bytes;
+
+	if (!text)
+		return false;
+	secret->period = strtoull(text, &bytes, 10);
+	if (*bytes++ != ' ' || strlen(bytes) != 2 * sizeof secret->bytes)
+		return false;
+	for (size_t i = 0; i < sizeof secret->bytes; i++)
+		if (sscanf(bytes + 2 * i, "%2hhx", &secret->bytes[i]) != 1)
+			return false;
+	return true;
+}
+
 /* Is one under way? */
 bool upgrade_under_way(const struct upgrade *u)
 {

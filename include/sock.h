@@ -27,6 +27,7 @@ bool sock_peer(int fd, struct addr *a) __attribute__((warn_unused_result));
 
 /* Switches; failures do not matter on sockets that lack them (Unix). */
 void sock_nodelay(int fd, bool on);
+void sock_reuse_port(int fd); /* of a bound socket, so that others of the same user can be bound beside it */
 
 /* Keep-alive probes: after idle seconds, each interval seconds, count times; 0 leaves the system's figure. */
 int sock_keepalive(int fd, bool on, int idle, int interval, int count) __attribute__((warn_unused_result));

@@ -42,10 +42,11 @@ struct tls_secret {
 struct tls_contexts *tls_contexts_new(void) __attribute__((warn_unused_result));
 void tls_contexts_free(struct tls_contexts *contexts);
 
-/* Makes a secret to share; sees that what is too old cannot be made of it; has a set use it instead of its own. */
+/* Makes a secret to share; sees that what is too old cannot be made of it; has a set use it instead of its own; tells a set's. */
 void tls_make_secret(struct tls_secret *secret);
 void tls_forward_secret(struct tls_secret *secret);
 void tls_set_secret(struct tls_contexts *contexts, const struct tls_secret *secret);
+const struct tls_secret *tls_get_secret(const struct tls_contexts *contexts);
 
 /* The context for a configuration; files are read anew when they have changed. The caller has one use of it. NULL with a code ("ENOENT",
  * "EACCES", "ETLS"; static) and a reason that names the file (caller frees). */

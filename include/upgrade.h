@@ -16,6 +16,7 @@
 #include "loop.h"
 #include "problems.h"
 #include "timer.h"
+#include "tls.h"
 
 /* How this process was started, to be done again. */
 struct upgrade_self {
@@ -48,6 +49,10 @@ struct upgrade {
  * without on_done. */
 void upgrade_start(struct upgrade *u, struct loop *loop, const struct upgrade_self *self, struct legacy *legacy, rlim_t descriptor_limit,
                    uint64_t limit_ns);
+
+/* Leaves the secret of TLS tickets; takes the one that was left, false if there is none. With it clients go on with their sessions. */
+void upgrade_leave_secret(struct legacy *legacy, const struct tls_secret *secret);
+bool upgrade_take_secret(const struct legacy *legacy, struct tls_secret *secret);
 
 bool upgrade_under_way(const struct upgrade *u);
 

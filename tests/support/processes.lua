@@ -54,12 +54,11 @@ end
 
 -- A connection to that process.
 function P.connect_to(where, index)
-  for _ = 1, 200 do
+  return t.until_true(function()
     local c = P.connect(where)
     if c.process == index then return c end
     c:close()
-  end
-  error("no connection came to process " .. index)
+  end, 10, "a connection to process " .. index)
 end
 
 -- Is it still there?

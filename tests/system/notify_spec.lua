@@ -21,7 +21,8 @@ describe("the service manager is told", function()
     t.write("greet.lua", 'return { post_init = function(c) c:send_data("hello\\n") end }')
     more = more or {}
     more.config = ('listen "tcp://127.0.0.1:%d" { handler = "greet" }\n%s'):format(port, text or "")
-    more.env = { NOTIFY_SOCKET = t.path("notify") }
+    more.env = more.env or {}
+    more.env.NOTIFY_SOCKET = t.path("notify")
     return t.start(more), port
   end
 
@@ -96,6 +97,36 @@ describe("the service manager is told", function()
     local m = message()
     assert.equal(tostring(d.pid), m.MAINPID)
     assert.is_nil(m.STOPPING)
+  end)
+
+  it("that the loop turns, twice in the time of the watchdog, and not by one that hangs", function()
+    t.write("hang.lua", "return { receive_data = function() while true do end end }")
+    local port = t.free_port()
+    local d = start(('callback_time = 0\nlisten "tcp://127.0.0.1:%d" { handler = "hang" }'):format(port),
+      { env = { WATCHDOG_USEC = "400000" }, unchecked = true })
+    assert.equal("1", message().READY)
+    local began = t.now()
+    for _ = 1, 6 do assert.same({ WATCHDOG = "1" }, message()) end
+    local took = t.now() - began -- the first comes at once
+    assert.is_true(took >= 0.95 and took < t.seconds(1.5), took .. " s for 6")
+    -- An idle daemon wakes up for nothing else.
+    local before = d:wakeups()
+    for _ = 1, 5 do message() end
+    assert.is_true(d:wakeups() - before <= 6, d:wakeups() - before .. " wake-ups for 5 words")
+    t.connect(port):send("x")
+    manager:settimeout(1.2)
+    while manager:receive() do end -- what was said before; then nothing
+    t.until_true(function() return d:cpu() > 0.2 end)
+    assert.is_nil((manager:receive()))
+    d:kill()
+  end)
+
+  it("nothing of a watchdog that there is not", function()
+    local d = start("", { env = { WATCHDOG_USEC = "0" } })
+    assert.equal("1", message().READY)
+    manager:settimeout(0.5)
+    assert.is_nil((manager:receive()))
+    d:stop()
   end)
 
   it("that it stops without a drain", function()

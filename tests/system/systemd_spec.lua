@@ -54,6 +54,7 @@ check 'keeps an open connection on old code' word "$line"
 
 echo 'x = = 1' >>/usr/local/share/reactord/handlers/echo.lua
 systemctl reload reactord
+check 'fails to reload visibly' 1 $?
 check 'tells of a refusal' 'Reload refused, generation 2 serves on: *' "$(wait_for 'Reload refused*' show StatusText)"
 check 'is active all the same' active "$(show ActiveState)"
 check 'serves on' 'new word' "$(say 8081 word)"
@@ -61,6 +62,23 @@ check 'has the reason in the journal' '*handler*echo*echo.lua:12: *expected near
 	"$(wait_for '*expected near*' journalctl -q -u reactord -p err -o cat --no-pager)"
 check 'gives the journal priorities, not prefixes' '' "$(journalctl -q -u reactord -o cat --no-pager | grep '^<')"
 sed -i '$d' /usr/local/share/reactord/handlers/echo.lua
+
+# A handler that hangs in C: the watchdog ends it, and systemd starts it again.
+mkdir -p /run/systemd/system/reactord.service.d /run/systemd/system/reactord@.service.d
+printf '[Service]\nWatchdogSec=1\n' | tee /run/systemd/system/reactord.service.d/x.conf >/run/systemd/system/reactord@.service.d/x.conf
+cat >/usr/local/share/reactord/handlers/hang.lua <<-END
+	return { receive_data = function() return (("a"):rep(3000)):find((".-"):rep(8) .. "b") end }
+END
+echo 'listen "tcp://127.0.0.1:8099" { handler = "hang" }' >>/etc/reactord/reactord.conf
+systemctl daemon-reload
+systemctl restart reactord
+check 'restarts' active "$(show ActiveState)"
+before=$(show MainPID)
+sleep 2.2
+check 'is left alone by the watchdog while it turns' "$before" "$(show MainPID)"
+echo x | nc -w 8 127.0.0.1 8099 >/dev/null
+check 'is killed by the watchdog when it hangs, and started again' 1 "$(wait_for 1 show NRestarts)"
+check 'serves again after it' 'new word' "$(wait_for 'new word' say 8081 word)"
 
 before=$(show MainPID)
 kill -KILL "$before"
@@ -88,6 +106,43 @@ check 'leaves no shared data' 0 "$(stores)"
 check 'leaves nothing open' '*stopped: *connections=0 listeners=0 timers=0 references=0*' \
 	"$(wait_for '*connections=0 listeners=0*' journalctl -q -u reactord -o cat --no-pager)"
 
+# With a socket of systemd's own nobody is refused while it is restarted.
+sed -i '/8099/d; s|listen "tcp://127.0.0.1:8081"|listen "fd://reactord"|' /etc/reactord/reactord.conf
+systemctl start reactord.socket
+check 'does not run before somebody connects' inactive "$(show ActiveState)"
+check 'is started by who connects' 'new first' "$(say 8081 first)"
+(
+	refused=0 answered=0
+	while [[ ! -e /run/enough ]]; do
+		if [[ $(say 8081 load) == 'new load' ]]; then answered=$((answered + 1)); else refused=$((refused + 1)); fi
+	done
+	echo "refused=$refused answered=$answered" >/run/counts
+) &
+load=$!
+for _ in 1 2 3; do
+	systemctl restart reactord
+	check 'restarts under load' 0 $?
+	sleep 0.3
+done
+touch /run/enough
+wait "$load"
+check 'has refused nobody' 'refused=0 answered=[1-9]*' "$(</run/counts)"
+systemctl stop reactord.socket reactord
+
+# An instance has a configuration, folders and a control socket of its own.
+sed 's/fd:.*reactord"/tcp:\/\/127.0.0.1:8090"/; /8082\|8083\|8084\|:7"/d; s|/run/reactord/|/run/reactord-two/|' /etc/reactord/reactord.conf \
+	>/etc/reactord/two.conf
+systemctl start reactord@two
+check 'starts an instance' 0 $?
+check 'serves by the instance' 'new other' "$(say 8090 other)"
+systemctl reload reactord@two
+check 'reloads the instance' 0 $?
+echo 'x = = 1' >>/usr/local/share/reactord/handlers/echo.lua
+systemctl reload reactord@two
+check 'fails to reload the instance' 1 $?
+sed -i '$d' /usr/local/share/reactord/handlers/echo.lua
+systemctl stop reactord@two
+
 echo 'zebra = 1' >>/etc/reactord/reactord.conf
 systemctl start reactord
 check 'fails with a bad configuration' 1 $?
@@ -111,6 +166,6 @@ describe("the installed unit", function()
     assert.equal(0, r.status, r.out .. r.err)
     assert.is_nil(("\n" .. r.out):find("\nfailed ", 1, true), r.out)
     assert.matches("the end\n$", r.out)
-    assert.equal(32, select(2, r.out:gsub("\nok ", "")), r.out)
+    assert.equal(47, select(2, r.out:gsub("\nok ", "")), r.out)
   end)
 end)

@@ -37,6 +37,7 @@ describe("make install", function()
     local found = {}
     for _, path in ipairs(tree(root)) do found[path] = true end
     local expected = { "usr/bin/reactord", "usr/bin/reactorctl", "usr/lib/systemd/system/reactord.service",
+      "usr/lib/systemd/system/reactord@.service", "usr/lib/systemd/system/reactord.socket",
       "usr/lib/sysusers.d/reactord.conf", "usr/lib/tmpfiles.d/reactord.conf", "etc/reactord/reactord.conf" }
     for _, path in ipairs(tree(t.root .. "/handlers")) do
       if path:find("%.lua$") or path:find("%.md$") then table.insert(expected, "usr/share/reactord/handlers/" .. path) end
@@ -68,18 +69,40 @@ describe("make install", function()
   end)
 end)
 
-describe("the unit", function()
+describe("the units", function()
   t.auto()
 
-  it("is valid and well fenced in", function()
+  it("for instances differ from the one in names alone", function()
+    local function lines(name)
+      local text = {}
+      for line in t.read(t.root .. "/systemd/" .. name):gmatch("[^\n]+") do
+        line = line:gsub("reactord%-%%i", "reactord"):gsub("reactord%-NAME", "reactord"):gsub("/%%i%.conf", "/reactord.conf"):gsub(" %(%%i%)", "")
+          :gsub("ctl %-s /run/reactord/control%.sock reload", "ctl -c @SYSCONFDIR@/reactord/reactord.conf reload")
+        if not line:find("^#") and not line:find("^Environment=REACTORD_CONTROL=") then table.insert(text, line) end
+      end
+      return text
+    end
+    assert.same(lines "reactord.service", lines "reactord@.service")
+  end)
+
+  it("are valid and well fenced in", function()
     if not has_analyze() then pending("systemd-analyze is not installed") end
     make("install-files", { PREFIX = t.path("usr"), SYSCONFDIR = t.path("etc") })
-    local unit = t.path("usr/lib/systemd/system/reactord.service")
-    local result = t.run { "systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit }
-    assert.equal(0, result.status, result.err)
-    assert.is_nil(result.err:find("reactord.service", 1, true), result.err)
-    result = t.run { "systemd-analyze", "security", "--offline=true", "--threshold=20", unit }
-    assert.equal(0, result.status, result.out)
+    for _, name in ipairs { "reactord.service", "reactord@.service", "reactord.socket" } do
+      local unit = t.path("usr/lib/systemd/system/" .. name)
+      if name:find "@" then -- systemd verifies an instance
+        local instance = unit:gsub("@", "@one")
+        t.write(instance, t.read(unit))
+        unit = instance
+      end
+      local result = t.run { "systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit }
+      assert.equal(0, result.status, result.err)
+      assert.is_nil(result.err:find("reactord[@%w]*%.s", 1), result.err)
+      if name:find "service" then
+        result = t.run { "systemd-analyze", "security", "--offline=true", "--threshold=15", unit }
+        assert.equal(0, result.status, result.out)
+      end
+    end
   end)
 
   it("comes with a user and a folder that systemd's own tools accept", function()

@@ -459,12 +459,15 @@ describe("an upgrade", function()
   it("is one of many processes, which may be more or fewer", function()
     local tls_port, datagrams = t.free_port(), t.free_port()
     local text = ('control = "control.sock"\nlisten "tls://127.0.0.1:%d" { handler = "echo", tls = { self_signed = true } }\n'
-      .. 'listen "udp://127.0.0.1:%d" { handler = "datagram_echo" }\nprocesses = 2'):format(tls_port, datagrams)
+      .. 'listen "udp://127.0.0.1:%d" { handler = "datagram_echo" }\nprocesses = 1'):format(tls_port, datagrams)
     local d = start(text)
     local ways = { plain, by_path, function() return assert(tls.connect(tls_port)) end }
     local held = {}
     for i = 1, 6 do held[i] = ways[i % 3 + 1]():send("mine"):expect("mine") end
-    for _, count in ipairs { 3, 1, 2 } do
+    local udp = assert(socket.udp())
+    udp:settimeout(t.limit)
+    assert(udp:setpeername("127.0.0.1", datagrams))
+    for _, count in ipairs { 3, 1, 2, 2 } do
       configure((config:gsub("processes = %d", "processes = " .. count)))
       local mark = d:mark()
       d:signal("USR2")
@@ -483,8 +486,13 @@ describe("an upgrade", function()
       local status = t.reactord { "ctl", "-s", t.path("control.sock"), "status", "--json" }.out
       assert.equal(pid, status:match('"pid": ?(%d+)'))
       assert.equal("socket", lfs.attributes(path, "mode"))
+      for i = 1, 10 do
+        assert(udp:send("datagram " .. i))
+        assert.equal("datagram " .. i, (udp:receive()))
+      end
       d = new
     end
+    udp:close()
     configure(config .. "\nzebra = 1")
     refused(d, "upgrade refused: [^\n]*unknown option 'zebra'")
     t.write("broken.lua", "x = = 1")
@@ -494,6 +502,25 @@ describe("an upgrade", function()
     assert.is_nil(lfs.attributes(path, "mode"))
     assert.is_nil(lfs.attributes(t.path("control.sock"), "mode"))
     assert.is_nil(t.read("x.pid"))
+  end)
+
+  it("lets TLS clients go on with their sessions", function()
+    local tls_port = t.free_port()
+    local d = start(('listen "tls://127.0.0.1:%d" { handler = "echo", tls = { self_signed = true } }'):format(tls_port))
+    local function reused(option)
+      local command = "echo Q | openssl s_client -tls1_2 -connect 127.0.0.1:%d %s %s"
+      return t.run { "sh", "-c", command:format(tls_port, option, t.path("session")) }.out:find("\nReused, ", 1, true) ~= nil
+    end
+    assert.is_false(reused "-sess_out")
+    assert.is_true(reused "-sess_in")
+    for _, count in ipairs { 1, 2, 2, 1 } do
+      configure(config .. "\nprocesses = " .. count)
+      local new = d:upgrade()
+      assert.equal(0, (d:wait()))
+      d = new
+      assert.is_true(reused "-sess_in")
+    end
+    d:stop()
   end)
 
   it("ends the connect blocks of the old process, and the new one has its own", function()
