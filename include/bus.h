@@ -28,7 +28,6 @@ enum bus_kind {
 	BUS_STOPPING,
 	BUS_ORDERS,  /* from here on the queue's limit counts */
 	BUS_CHANNEL,  /* data of named channels */
-	BUS_SHARED,   /* em.shared */
 	BUS_CONTROL_REQUEST,
 	BUS_CONTROL_REPLY,
 	BUS_KINDS
