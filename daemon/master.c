@@ -67,6 +67,7 @@ struct master {
 	struct watchdog watchdog;
 	struct sig *watches[6];
 	struct upgrade upgrade;
+	struct legacy *leaving; /* what is to be left, while processes are asked for their part; else NULL */
 	rlim_t descriptor_limit;                      /* as we had it */
 	bool replaced;                                /* by another daemon, which has our sockets */
 	struct control *control;                      /* NULL: none */
@@ -95,12 +96,12 @@ static void clear(struct master *m, bool is_master)
 		close(m->store_hold);
 	for (size_t i = 0; i < sizeof m->watches / sizeof *m->watches; i++)
 		sig_unwatch(m->watches[i]);
+	legacy_free(m->leaving);
 	if (is_master)
 		upgrade_cancel(&m->upgrade);
 	else
 		upgrade_abandon(&m->upgrade);
 	if (!is_master) {
-		legacy_free(m->options->legacy);
 		control_abandon(m->control);
 		inquiries_end(&m->inquiries);
 		control_answer_all(&m->reloaders, (struct report){0});
@@ -132,7 +133,7 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 	event_reinit(m->loop->base); /* before anything is taken out of a poller that is the master's too */
 	if (options.detached && !m->told_ready)
 		close(options.ready_fd);
-	options.legacy = NULL;
+	legacy_select(options.legacy, seat->index, m->seats.count);
 	options.self = NULL;
 	unsetenv("NOTIFY_SOCKET");
 	unsetenv("WATCHDOG_USEC");
@@ -159,6 +160,7 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 	clear(m, false);
 	free(m->score);
 	int status = member_run(&place);
+	legacy_free(options.legacy);
 	free(store);
 	scoreboard_free(board);
 	exit(status);
@@ -167,6 +169,7 @@ static void __attribute__((noreturn)) become(void *data, struct seat *seat, int 
 /* What was to be another daemon's is ours again. */
 static void keep_all(struct master *m)
 {
+	seats_send(&m->seats, BUS_KEEP, NULL, 0);
 	ports_keep(&m->ports);
 	control_keep(m->control);
 }
@@ -176,6 +179,8 @@ static void stop(struct master *m, uint64_t limit_ns)
 {
 	m->state = STOPPING;
 	if (!m->replaced) {
+		legacy_free(m->leaving);
+		m->leaving = NULL;
 		upgrade_cancel(&m->upgrade);
 		keep_all(m);
 	}
@@ -250,24 +255,6 @@ static void on_upgraded(struct upgrade *u, bool taken_over)
 		log_error("%s", why);
 		free(why);
 	}
-}
-
-/* SIGUSR2: starts another daemon with our sockets. What scripts listen on is not among them: it is theirs alone. */
-static void upgrade(struct master *m)
-{
-	struct legacy *legacy = legacy_new();
-
-	m->upgrade_asked = false;
-	activation_leave(m->activation, legacy);
-	ports_leave(&m->ports, legacy);
-	legacy_leave_text(legacy, "store", m->store);
-	control_leave(m->control, legacy);
-	upgrade_leave_secret(legacy, &m->secret);
-	if (m->pid_file.path)
-		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
-	m->upgrade.on_done = on_upgraded;
-	m->upgrade.data = m;
-	upgrade_start(&m->upgrade, m->loop, m->options->self, legacy, m->descriptor_limit, m->config->config->upgrade_timeout_ns);
 }
 
 /* --- problems ------------------------------------------------------------------------------------------------------- */
@@ -363,6 +350,57 @@ static unsigned awaited(const struct master *m)
 	for (unsigned i = 0; i < m->seats.count; i++)
 		count += m->seats.all[i].awaited;
 	return count;
+}
+
+/* All have told: starts it. */
+static void go_on_upgrading(struct master *m)
+{
+	struct legacy *legacy = m->leaving;
+
+	if (!legacy || awaited(m))
+		return;
+	m->leaving = NULL;
+	activation_leave(m->activation, legacy);
+	ports_leave(&m->ports, legacy);
+	legacy_leave_text(legacy, "store", m->store);
+	control_leave(m->control, legacy);
+	upgrade_leave_secret(legacy, &m->secret);
+	if (m->pid_file.path)
+		legacy_leave(legacy, LEGACY_PID_FILE, NULL, m->pid_file.fd, NULL);
+	m->upgrade.on_done = on_upgraded;
+	m->upgrade.data = m;
+	upgrade_start(&m->upgrade, m->loop, m->options->self, legacy, m->descriptor_limit, m->config->config->upgrade_timeout_ns);
+}
+
+/* A process has told of one more, or that it has told of all. */
+static void on_left(struct master *m, struct seat *seat, const struct bus_message *message)
+{
+	struct member_left left;
+
+	if (!message->length)
+		seat->awaited = false;
+	if (m->leaving && message->length > sizeof left && message->fd_count == 1) {
+		const char *name = message->bytes + sizeof left, *path = name + strlen(name) + 1;
+		memcpy(&left, message->bytes, sizeof left);
+		struct sockfile file = {.path = (char *)path, .device = left.device, .inode = left.inode};
+		legacy_give(m->leaving, seat->index, name, message->fds[0], *path ? &file : NULL);
+		message->fds[0] = -1;
+	}
+	go_on_upgrading(m);
+}
+
+/* SIGUSR2: starts another daemon with our sockets, once every process has told what its scripts listen on. */
+static void upgrade(struct master *m)
+{
+	m->upgrade_asked = false;
+	m->leaving = legacy_new();
+	for (unsigned i = 0; i < m->seats.count; i++) {
+		struct seat *seat = &m->seats.all[i];
+		seat->awaited = seat->state == SEAT_SERVING;
+		if (seat->awaited)
+			seat_send(seat, BUS_LEAVE, NULL, 0, NULL, 0);
+	}
+	go_on_upgrading(m);
 }
 
 /* All are ready: all serve with it. */
@@ -490,7 +528,7 @@ static void go_on_starting(struct master *m)
 		m->told_ready = true;
 		ports_log(&m->ports);
 		activation_log_unused(m->activation);
-		legacy_drop(m->loop->legacy);
+		legacy_drop(m->loop->legacy, true);
 		startup_tell_ready(m->options, m->config->config, m->number);
 		watchdog_start(&m->watchdog, m->loop);
 		seats_watch(&m->seats, hang_limit(m->config->config));
@@ -576,6 +614,7 @@ static void on_message(void *data, struct seat *seat, const struct bus_message *
 	case BUS_SOURCE: on_source(m, seat, message); break;
 	case BUS_PREPARED: on_prepared(m, seat, message); break;
 	case BUS_COMMITTED: on_committed(m, seat); break;
+	case BUS_LEFT: on_left(m, seat, message); break;
 	case BUS_CONTROL_REPLY: inquiry_answered(&m->inquiries, seat->index, message); break;
 	case BUS_STOPPING:
 		if (message->length != sizeof order || m->state != SERVING)
@@ -608,6 +647,7 @@ static void on_end(void *data, struct seat *seat, const char *how)
 		return;
 	}
 	tls_forward_secret(&m->secret);
+	go_on_upgrading(m);
 	uint64_t wait_ns = seat_replace(seat);
 	if (wait_ns)
 		log_error("process %u %s: the next one starts in %.0f s", seat->index, how, (double)wait_ns / 1e9);
@@ -698,7 +738,7 @@ static void on_ask(void *data, struct control_request *q)
 
 	if ((reload || upgrade) && m->state != SERVING) {
 		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
-	} else if (upgrade && upgrade_under_way(&m->upgrade)) {
+	} else if (upgrade && (m->leaving || upgrade_under_way(&m->upgrade))) {
 		control_answer(q, report_failure(COMMAND_FAILED, mem_strdup("an upgrade is under way")));
 	} else if (upgrade) {
 		q->next = m->upgraders;
@@ -727,7 +767,7 @@ static bool is_settled(const struct master *m)
 	for (unsigned i = 0; i < m->seats.count; i++)
 		if (m->seats.all[i].state == SEAT_STARTING || m->seats.all[i].state == SEAT_READY)
 			return false;
-	return m->state == SERVING && m->attempt.stage == IDLE && !upgrade_under_way(&m->upgrade);
+	return m->state == SERVING && m->attempt.stage == IDLE && !m->leaving && !upgrade_under_way(&m->upgrade);
 }
 
 /* All counters of all processes and of the master, in one set. */
