@@ -250,6 +250,8 @@ describe("with two processes", function()
     for i = 2, users do all[i][1]:expect(all[1][2] .. " left\n") end
     for i = 2, users do all[i][1]:close() end
     d:stop()
-    assert.matches("messages_missed=0", d:log())
+    local sum = d:log():match(".*stopped: ([^\n]*)") -- the last one
+    assert.matches("handovers=" .. users * reloads .. " handovers_failed=0 ", sum)
+    assert.matches("messages_missed=0 ", sum)
   end)
 end)
