@@ -94,6 +94,37 @@ describe("with two processes", function()
     for name in lfs.dir(t.dir()) do assert.is_nil(name:find("^reactord%-shared"), name) end
   end)
 
+  it("an upgrade goes on counting, whichever process comes first and last, with two processes or one", function()
+    start('pid_file = "x.pid"\n')
+    local a, b = connect()
+    a:send("count 10\n"):expect("counted 10\n")
+    local running = d
+    for round, processes in ipairs { 2, 1, 2 } do
+      local file = t.read(running.config)
+      t.write("reactord.conf", (file:gsub("processes = %d", "processes = " .. processes)))
+      running:signal("USR2")
+      local pid = t.until_true(function()
+        local now = tonumber(t.read("x.pid"))
+        return now and now ~= running.pid and now
+      end)
+      local heir = t.adopt(pid, running.log_path, { counters = false })
+      heir.config = running.config
+      b:send("count 1\n"):expect(("counted %d\n"):format(10 + 2 * round - 1))
+      a:close()
+      b:close()
+      running:wait()
+      running = heir
+      a, b = t.connect(port), t.connect(port)
+      a:receive_line()
+      b:receive_line()
+      a:send("count 1\n"):expect(("counted %d\n"):format(10 + 2 * round))
+    end
+    a:close()
+    b:close()
+    running:stop()
+    for name in lfs.dir(t.dir()) do assert.is_nil(name:find("^reactord%-shared"), name) end
+  end)
+
   it("goes on after a process was killed, be it in the midst of counting", function()
     start()
     local a, b = connect()
@@ -219,6 +250,8 @@ describe("with two processes", function()
     for i = 2, users do all[i][1]:expect(all[1][2] .. " left\n") end
     for i = 2, users do all[i][1]:close() end
     d:stop()
-    assert.matches("messages_missed=0", d:log())
+    local sum = d:log():match(".*stopped: ([^\n]*)") -- the last one
+    assert.matches("handovers=" .. users * reloads .. " handovers_failed=0 ", sum)
+    assert.matches("messages_missed=0 ", sum)
   end)
 end)

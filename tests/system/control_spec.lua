@@ -184,6 +184,14 @@ describe("the control socket", function()
     d:stop() -- and it does not keep the daemon from ending
   end)
 
+  it("hangs up on who says nothing for 30 seconds", function()
+    if not t.full then return pending "takes half a minute" end
+    start()
+    local c = t.connect(path)
+    t.until_true(function() return (pcall(c.receive_end, c)) end, 40, "the end")
+    d:stop()
+  end)
+
   it("answers connections in pages, the newest first", function()
     start()
     local clients = {}
@@ -240,7 +248,8 @@ describe("the control socket", function()
 
   it("cannot change in a reload", function()
     start()
-    t.write("reactord.conf", ('control = %q\n'):format(path .. "2") .. ECHO:format(port) .. ("handlers = { %q }"):format(t.root .. "/handlers"))
+    local config = ('control = %q\nhandlers = { %q }\n'):format(path .. "2", t.root .. "/handlers")
+    t.write("reactord.conf", config .. ECHO:format(port))
     local result = t.reactord { "ctl", "-s", path, "reload" }
     if result.status == 0 then error("reloaded: " .. d.config) end
     assert.is_truthy(result.err:find("'control' cannot change in a reload", 1, true))

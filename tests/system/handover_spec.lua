@@ -425,7 +425,7 @@ describe("a connection stays where it is, works on, and the log says why, when",
     },
     ["the new code's memory is full"] = {
       config = 'memory_limit = "16 MiB"',
-      new = "function H:takeover() local all = {} for i = 1, 1e6 do all[i] = ('x'):rep(100000) .. i end end",
+      new = "function H:takeover() local all = {} for i = 1, 1e6 do all[i] = ('x'):rep(2000000) .. i end end",
       log = "takeover failed: .*not enough memory", errors = 1,
     },
   }

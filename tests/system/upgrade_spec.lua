@@ -565,6 +565,47 @@ describe("an upgrade", function()
     assert.is_nil(t.read("x.pid"))
   end)
 
+  it("leaves what scripts listen on in one of many processes to that process of the new ones", function()
+    local other, other_path, datagrams = t.free_port(), t.path("script.sock"), t.free_port()
+    t.write("servers.lua", ([[
+      local em = require "em"
+      local Echo = { receive_data = function(c, data) c:send_data(data) end }
+      if em.process() == 1 then
+        em.next_tick(function()
+          assert(em.start_server("127.0.0.1", %d, Echo))
+          assert(em.start_unix_domain_server(%q, Echo))
+          assert(em.open_datagram_socket("127.0.0.1", %d, { receive_data = function(c, data, h, p) c:send_datagram(data, h, p) end }))
+        end)
+      end
+      return Echo
+    ]]):format(other, other_path, datagrams))
+    local d = start(('listen "tcp://127.0.0.1:%d" { handler = "servers" }\nprocesses = 2'):format(t.free_port()))
+    local ways = { plain, function() return t.connect(other) end, function() return t.connect(other_path) end }
+    t.until_true(function() return lfs.attributes(other_path, "mode") and pcall(t.connect, other) end, 5, "the scripts' servers")
+    local udp = assert(socket.udp())
+    udp:settimeout(t.limit)
+    assert(udp:setpeername("127.0.0.1", datagrams))
+    t.close_clients()
+    for _, count in ipairs { 2, 3, 1, 2 } do
+      configure((config:gsub("processes = %d", "processes = " .. count)))
+      local mark = d:mark()
+      d:signal("USR2")
+      local pid = load_until(function() return d:log():match("upgraded: process (%d+) serves", mark) end, ways)
+      load_until(function() return d:ended() end, ways)
+      assert.equal(0, d.status)
+      d = t.adopt(tonumber(pid), d.log_path)
+      load_until(function() return d:log():find("ready: pid " .. pid) end, ways)
+      assert(udp:send("datagram"))
+      assert.equal("datagram", (udp:receive()))
+    end
+    configure(config .. "\nzebra = 1")
+    refused(d, "unknown option 'zebra'")
+    udp:close()
+    d:stop()
+    assert.is_nil(lfs.attributes(other_path, "mode"))
+    assert.is_nil(d:log():match("handler_errors=[1-9]"))
+  end)
+
   it("lets TLS clients go on with their sessions", function()
     local tls_port = t.free_port()
     local d = start(('listen "tls://127.0.0.1:%d" { handler = "echo", tls = { self_signed = true } }'):format(tls_port))
