@@ -53,7 +53,7 @@ describe("a named channel", function()
   end)
 
   it("brings plain data as it was", function()
-    local s = serve(listener .. "return H")
+    local s = serve(listener .. "return H", { config = "callback_time = 30\n" })
     local c = s:connect()
     s:until_true "return em.connection_count() >= 3"
     for _, text in ipairs {
@@ -81,7 +81,7 @@ describe("a named channel", function()
   end)
 
   it("takes 32 levels and 1 MiB", function()
-    local s = serve(listener .. "return H")
+    local s = serve(listener .. "return H", { config = "callback_time = 30\n" })
     local c = s:connect()
     s:until_true "return em.connection_count() >= 3"
     local nested = "(function() local v = 'deep' for _ = 1, %d do v = { v } end return v end)()"
