@@ -197,14 +197,15 @@ static void serve_line(struct control_client *k, char *line, size_t length)
 
 	while (length && strchr(" \t\r", line[length - 1]))
 		line[--length] = '\0';
+	size_t blank = strspn(line, " \t");
+	if (blank == length)
+		return;
+	k->is_json = line[blank] == '{';
 	if (strlen(line) != length) {
 		refuse(k, mem_strdup("a request must not hold a NUL"));
 		return;
 	}
-	line += strspn(line, " \t");
-	if (!*line)
-		return;
-	k->is_json = *line == '{';
+	line += blank;
 	json_t *json = k->is_json ? json_loads(line, 0, &error) : parse_words(line);
 	if (json && (!k->is_json || json_is_object(json)) && json_object_get(json, "command")) {
 		ask(k, json);

@@ -233,7 +233,9 @@ struct generation *generation_new(struct runtime *runtime, struct shared_config 
 		g->acceptors = mem_zalloc((g->config->listen_count + 1) * sizeof *g->acceptors);
 		g->receivers = mem_zalloc((g->config->listen_count + 1) * sizeof *g->receivers);
 		g->dialers = mem_zalloc((g->config->connect_count + 1) * sizeof *g->dialers);
+		tls_read_through(runtime->tls, sources);
 		load(g, problems);
+		tls_read_through(runtime->tls, NULL);
 	}
 	runtime->stats->generations++;
 	if (problems->count == before)

@@ -17,6 +17,7 @@ struct item {
 	struct legacy_entry entry;
 	struct sockfile file;
 	char *kind, *name;
+	bool owned; /* closed with the legacy */
 };
 
 struct legacy {
@@ -42,7 +43,7 @@ void legacy_free(struct legacy *l)
 		return;
 	for (size_t i = 0; i < l->count; i++) {
 		struct item *item = l->items[i];
-		if (l->received && item->entry.fd >= 0)
+		if ((l->received || item->owned) && item->entry.fd >= 0)
 			close(item->entry.fd);
 		sockfile_forget(&item->file);
 		free(item->kind);
@@ -78,6 +79,15 @@ void legacy_leave(struct legacy *l, const char *kind, const char *name, int fd, 
 		add(l, kind, name, fd, file->path, file->device, file->inode);
 	else
 		add(l, kind, name, fd, NULL, 0, 0);
+}
+
+/* Leaves one of a process. */
+void legacy_give(struct legacy *l, unsigned process, const char *name, int fd, const struct sockfile *file)
+{
+	legacy_leave(l, LEGACY_LISTENER, name, fd, file);
+	struct item *item = l->items[l->count - 1];
+	item->entry.process = process;
+	item->owned = true;
 }
 
 /* Leaves a text. */
@@ -132,6 +142,8 @@ int legacy_write(const struct legacy *l)
 		json_t *row = json_pack("{s:s, s:i}", "kind", e->kind, "fd", e->fd);
 		if (e->name)
 			json_object_set_new(row, "name", bytes_to_json(e->name));
+		if (e->process)
+			json_object_set_new(row, "process", json_integer(e->process));
 		if (e->file) {
 			json_object_set_new(row, "path", bytes_to_json(e->file->path));
 			json_object_set_new(row, "device", json_integer((json_int_t)e->file->device));
@@ -163,6 +175,7 @@ static void receive(struct legacy *l, const json_t *row)
 	char *name = json_to_bytes(json_object_get(row, "name")), *path = json_to_bytes(json_object_get(row, "path"));
 	add(l, kind, name, fd, path, (dev_t)json_integer_value(json_object_get(row, "device")),
 	    (ino_t)json_integer_value(json_object_get(row, "inode")));
+	l->items[l->count - 1]->entry.process = (unsigned)json_integer_value(json_object_get(row, "process"));
 	free(name);
 	free(path);
 }
@@ -241,19 +254,39 @@ const struct legacy_entry *legacy_at(const struct legacy *l, size_t index)
 	return l && index < l->count ? &l->items[index]->entry : NULL;
 }
 
+/* Closes one. */
+static void drop(struct item *item)
+{
+	close(item->entry.fd);
+	item->entry.fd = -1;
+	item->entry.file = NULL;
+	sockfile_forget(&item->file);
+}
+
 /* Lets go of the rest. */
-void legacy_drop(struct legacy *l)
+void legacy_drop(struct legacy *l, bool is_master)
 {
 	for (size_t i = 0; l && i < l->count; i++) {
 		struct item *item = l->items[i];
 		if (item->entry.fd < 0)
 			continue;
-		if (strcmp(item->kind, LEGACY_LISTENER) == 0)
+		if (!is_master && strcmp(item->kind, LEGACY_LISTENER) == 0)
 			log_info("no longer listening on %s", item->name ? item->name : "");
-		if (sockfile_remove(&item->file) < 0)
+		if (!is_master && sockfile_remove(&item->file) < 0)
 			log_warn("%s: cannot remove the socket file: %s", item->name ? item->name : "", strerrordesc_np(errno));
-		item->entry.file = NULL;
-		close(item->entry.fd);
-		item->entry.fd = -1;
+		drop(item);
 	}
+}
+
+/* Keeps a process's part. The first has also what was the daemon's own, and what was left by processes that are no more. */
+void legacy_select(struct legacy *l, unsigned process, unsigned count)
+{
+	for (size_t i = 0; l && i < l->count; i++) {
+		struct item *item = l->items[i];
+		unsigned heir = item->entry.process && item->entry.process <= count ? item->entry.process : 1;
+		if (item->entry.fd >= 0 && (strcmp(item->kind, LEGACY_LISTENER) != 0 || heir != process))
+			drop(item);
+	}
+	if (l)
+		json_object_clear(l->texts);
 }

@@ -219,7 +219,6 @@ static char *take_over(struct lua_conn *lc, struct heir *heir, struct vm *to, st
 	if (!vm_try(to, &h.call, &why))
 		return why;
 	h.lc->handler = heir->handler;
-	h.lc->subject.label = lc->subject.label;
 	lua_conn_move(lc, h.lc);
 	lua_channel_move(lc, h.lc);
 	why = enter(&h, "takeover", takeover_body);
@@ -296,8 +295,10 @@ static bool has_handover(struct lua_conn *lc)
 	struct handover_call h = {.lc = lc};
 	char *why = enter(&h, "handover", has_body);
 
-	if (why)
+	if (why) {
+		lc->vm->options.loop->stats->handovers_failed++;
 		log_stay(lc, LEVEL_WARN, why);
+	}
 	free(why);
 	return h.found;
 }

@@ -470,15 +470,17 @@ static int l_server_resume(lua_State *L)
 	return 1;
 }
 
-/* core.listening(object): somebody listens to its events. Anything but a connection or server is left alone. */
+/* core.listening(object[, does]): somebody listens to its events, or (false) nobody any more. Anything but a connection or server is left
+ * alone. */
 static int l_listening(lua_State *L)
 {
 	struct lua_conn *lc = lua_conn_test(L, 1);
+	bool does = lua_isnoneornil(L, 2) || lua_toboolean(L, 2);
 
 	if (lc)
-		lc->has_listeners = true;
+		lc->has_listeners = does;
 	else if (lua_isuserdata(L, 1))
-		check_server(L, 1)->has_listeners = true;
+		check_server(L, 1)->has_listeners = does;
 	return 0;
 }
 

@@ -339,9 +339,8 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 	int results = 0;
 	bool is_spent = false;
 	struct loop *loop = vm->options.loop;
-	uint64_t began = loop_clock();
+	uint64_t began = loop_begin(loop);
 
-	(void)loop_now(loop); /* this turn has begun, should anybody ask why it does not end */
 	guard_enter(vm->options.guard, vm);
 	vm->depth++;
 	vm->running = L;

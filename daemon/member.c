@@ -134,6 +134,30 @@ static void at_end(void *data)
 	m->abort_asked = m->prepare_asked = m->commit_asked = false;
 }
 
+/* Tells the master what scripts listen on. */
+static void leave(struct member *m)
+{
+	struct legacy *legacy = legacy_new();
+	const struct legacy_entry *e;
+
+	if (m->service.newest)
+		lua_net_leave(m->service.newest->vm, legacy);
+	for (size_t i = 0; (e = legacy_at(legacy, i)); i++) {
+		const char *path = e->file ? e->file->path : "";
+		size_t name_size = strlen(e->name) + 1, path_size = strlen(path) + 1;
+		struct member_left left = {.device = e->file ? e->file->device : 0, .inode = e->file ? e->file->inode : 0};
+		char *bytes = mem_alloc(sizeof left + name_size + path_size);
+		memcpy(bytes, &left, sizeof left);
+		memcpy(bytes + sizeof left, e->name, name_size);
+		memcpy(bytes + sizeof left + name_size, path, path_size);
+		if (!bus_send(m->bus, BUS_LEFT, bytes, sizeof left + name_size + path_size, &e->fd, 1))
+			log_debug("the master cannot be told anything");
+		free(bytes);
+	}
+	legacy_free(legacy);
+	tell(m, BUS_LEFT, NULL, 0);
+}
+
 /* An order has come. */
 static void on_order(void *data, const struct bus_message *message)
 {
@@ -175,6 +199,11 @@ static void on_order(void *data, const struct bus_message *message)
 		break;
 	case BUS_STOP: service_ask_stop(&m->service); break;
 	case BUS_REOPEN: log_reopen(); break;
+	case BUS_LEAVE: leave(m); break;
+	case BUS_KEEP:
+		if (m->service.newest)
+			lua_net_keep(m->service.newest->vm);
+		break;
 	case BUS_CONTROL_REQUEST: inquiry_reply(m->bus, message, &m->service.runtime, m->service.newest); break;
 	default: break;
 	}
@@ -215,7 +244,7 @@ static void on_orphaned(int signo)
 /* Takes its place. */
 static bool take_place(struct member *m, struct problems *problems)
 {
-	static const enum bus_kind orders[] = {BUS_PORT, BUS_PREPARE, BUS_COMMIT, BUS_ABORT, BUS_DRAIN, BUS_STOP, BUS_REOPEN,
+	static const enum bus_kind orders[] = {BUS_PORT, BUS_PREPARE, BUS_COMMIT, BUS_ABORT, BUS_DRAIN, BUS_STOP, BUS_REOPEN, BUS_LEAVE, BUS_KEEP,
 	                                       BUS_CONTROL_REQUEST};
 	const struct member_place *p = m->place;
 	struct service *s = &m->service;

@@ -36,10 +36,10 @@ void notify_upgrading(void)
 	begin("Upgrading");
 }
 
-/* Another process is the main one now. */
+/* Another process is the main one now. NOTIFY_SOCKET goes with this, so we say no more. */
 void notify_main_pid(pid_t pid)
 {
-	sd_notifyf(0, "READY=1\nSTATUS=Serving, generation 1\nMAINPID=%ld", (long)pid);
+	sd_notifyf(1, "READY=1\nSTATUS=Serving, generation 1\nMAINPID=%ld", (long)pid);
 }
 
 /* The time of the watchdog. WATCHDOG_PID is not asked for: after an upgrade the variables are still those of the process before. */

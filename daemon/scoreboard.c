@@ -10,13 +10,14 @@
 #include "mem.h"
 
 #define LAG_WINDOW_NS 10000000000u /* for how long a long turn is remembered, at least */
+#define SHORTEST_NS 10000          /* limit of the first bucket, for what is most often counted */
 #define NAMES 64                   /* callbacks that are told apart */
 #define POINTERS 256               /* places for the addresses of their names */
 
 enum { LABEL_SCRIPT = SCORE_SCRIPT, LABEL_OTHER };
 
 const uint64_t score_limits_ns[SCORE_BUCKETS] = {
-	10000, 30000, 100000, 300000, 1000000, 3000000, 10000000, 30000000, 100000000, 300000000, 1000000000, 3000000000, 10000000000,
+	SHORTEST_NS, 30000, 100000, 300000, 1000000, 3000000, 10000000, 30000000, 100000000, 300000000, 1000000000, 3000000000, 10000000000,
 };
 
 /*
@@ -25,6 +26,9 @@ const uint64_t score_limits_ns[SCORE_BUCKETS] = {
  */
 struct scorer {
 	struct score *score;
+	const char *last_callback; /* what was counted last, and where: it is often the same again */
+	unsigned last_label;
+	struct histogram *last;
 	struct {
 		const char *address;
 		unsigned number;
@@ -214,7 +218,7 @@ static void count(struct histogram *h, uint64_t ns)
 {
 	unsigned i = 0;
 
-	while (i < SCORE_BUCKETS && ns > score_limits_ns[i])
+	while (ns > SHORTEST_NS && i < SCORE_BUCKETS && ns > score_limits_ns[i])
 		i++;
 	h->buckets[i]++;
 	h->sum_ns += ns;
@@ -223,12 +227,16 @@ static void count(struct histogram *h, uint64_t ns)
 /* Counts a callback. */
 void scorer_callback(struct scorer *s, unsigned label, const char *callback, uint64_t ns)
 {
-	unsigned number = number_at(s, callback);
-	uint16_t *place = &s->series[label][number];
-
-	if (!*place)
-		*place = (uint16_t)(find_series(s->score, label, s->names[number]) + 1);
-	count(&s->score->series[*place - 1].time, ns);
+	if (callback != s->last_callback || label != s->last_label || !s->last) {
+		unsigned number = number_at(s, callback);
+		uint16_t *place = &s->series[label][number];
+		if (!*place)
+			*place = (uint16_t)(find_series(s->score, label, s->names[number]) + 1);
+		s->last_callback = callback;
+		s->last_label = label;
+		s->last = &s->score->series[*place - 1].time;
+	}
+	count(s->last, ns);
 }
 
 /* Counts a turn, and remembers the longest of late. */

@@ -510,7 +510,7 @@ static void at_end(void *data)
 	if (s->newest->turns < 2 && ++s->newest->turns == 2) { /* its next-ticks have run: what they did not claim is not wanted */
 		lua_net_drop_inheritance(s->newest->vm);
 		lua_signal_drop_inheritance(s->newest->vm);
-		legacy_drop(s->runtime.loop->legacy);
+		legacy_drop(s->runtime.loop->legacy, false);
 	} else if (s->newest->turns < 2) {
 		loop_wake(s->runtime.loop);
 	}

@@ -39,6 +39,7 @@ void sources_unref(struct sources *s)
 	HASH_ITER(hh, s->files, f, next)
 	{
 		HASH_DEL(s->files, f);
+		explicit_bzero(f->text, f->length); /* may be a key */
 		free(f->path);
 		free(f->text);
 		free(f);

@@ -19,6 +19,7 @@
 #include <uthash.h>
 
 #include "mem.h"
+#include "sources.h"
 
 #define TRUSTS 32                     /* stores that are kept, those in use not counted: files change, texts may be made by a script */
 #define TICKET_LIFETIME_S (12 * 3600) /* of a ticket key; tickets live as long again */
@@ -54,6 +55,7 @@ struct kept_session {
 struct tls_contexts {
 	struct tls_context *all;
 	struct trust *trusts;
+	struct sources *files;        /* NULL: files are read from the disk */
 	struct tls_secret secret;     /* of which the ticket keys are made */
 	uint64_t period;              /* of the current one */
 	struct ticket_key tickets[2]; /* the current one, the one before */
@@ -82,8 +84,9 @@ const char *tls_error_text(char text[256])
 	return text;
 }
 
-/* What a failed step leaves behind. */
+/* What a step that may fail is given, and what it leaves behind then. */
 struct failure {
+	struct sources *files; /* see tls_read_through */
 	const char *code;
 	char *why;
 };
@@ -116,11 +119,34 @@ static bool is_pem(const char *text)
 	return strstr(text, "-----BEGIN ") != NULL;
 }
 
+/* The text of a file by way of the files that are kept; NULL: there are none, or it is not to be read. */
+static const char *kept_text(struct sources *files, const char *path, size_t *length)
+{
+	const char *found = files ? sources_find(files, path, length) : NULL;
+	char *text = NULL;
+	FILE *file = !files || found ? NULL : fopen(path, "re");
+
+	if (!file)
+		return found;
+	text = mem_alloc(SOURCES_FILE_MAX + 1);
+	*length = fread(text, 1, SOURCES_FILE_MAX + 1, file);
+	if (!ferror(file) && *length && *length <= SOURCES_FILE_MAX && sources_add(files, path, text, *length))
+		found = sources_find(files, path, length);
+	fclose(file);
+	explicit_bzero(text, *length);
+	free(text);
+	return found;
+}
+
 /* A BIO on PEM text or on the file of that path; NULL with the failure noted. */
 static BIO *open_pem(const char *text, const char *what, struct failure *f)
 {
 	if (is_pem(text))
 		return BIO_new_mem_buf(text, -1);
+	size_t length;
+	const char *kept = kept_text(f->files, text, &length);
+	if (kept)
+		return BIO_new_mem_buf(kept, (int)length);
 	errno = 0;
 	BIO *bio = BIO_new_file(text, "r");
 	if (!bio) {
@@ -224,15 +250,29 @@ static bool make_self_signed(SSL_CTX *ctx, struct failure *f)
 
 /* --- trust ----------------------------------------------------------------------------------------------------------- */
 
-/* Appends what identifies a file's contents for our purposes. */
-static char *add_stamp(char *key, const char *path)
+/* Eight bytes as a number. */
+static unsigned long long first_bytes(const unsigned char *bytes)
 {
+	uint64_t number;
+
+	memcpy(&number, bytes, sizeof number);
+	return number;
+}
+
+/* Appends what identifies a file's contents for our purposes. */
+static char *add_stamp(char *key, const char *path, struct sources *files)
+{
+	unsigned char digest[EVP_MAX_MD_SIZE];
 	struct stat st;
 	char *longer;
+	size_t length;
 
 	if (!path || is_pem(path))
 		return key;
-	if (stat(path, &st) < 0)
+	const char *kept = kept_text(files, path, &length);
+	if (kept && EVP_Digest(kept, length, digest, NULL, EVP_sha256(), NULL) == 1)
+		longer = mem_printf("%s\n%s: %016llx%016llx", key, path, first_bytes(digest), first_bytes(digest + 8));
+	else if (stat(path, &st) < 0)
 		longer = mem_printf("%s\n%s: none", key, path);
 	else
 		longer = mem_printf("%s\n%s: %lld.%09ld %lld %llu", key, path, (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
@@ -250,16 +290,16 @@ static void trust_free(struct trust *t)
 }
 
 /* What identifies whom a configuration trusts. */
-static char *trust_key(const struct tls_conf *conf)
+static char *trust_key(const struct tls_conf *conf, struct sources *files)
 {
 	char *key = mem_printf("%s\n%s", conf->ca_file ? conf->ca_file : "", conf->ca_path ? conf->ca_path : "");
 
 	if (conf->ca_file || conf->ca_path) {
-		key = add_stamp(key, conf->ca_file);
-		return add_stamp(key, conf->ca_path);
+		key = add_stamp(key, conf->ca_file, files);
+		return add_stamp(key, conf->ca_path, NULL);
 	}
 	const char *file = getenv(X509_get_default_cert_file_env());
-	return add_stamp(key, file ? file : X509_get_default_cert_file());
+	return add_stamp(key, file ? file : X509_get_default_cert_file(), NULL);
 }
 
 /* Frees the oldest of the stores that nobody uses, but for so many. */
@@ -281,7 +321,7 @@ static void forget_trusts(struct tls_contexts *contexts)
 /* The store for a pair of places, or the system's; loading one costs tens of milliseconds, so they are kept. */
 static struct trust *get_trust(struct tls_contexts *contexts, const struct tls_conf *conf, struct failure *f)
 {
-	char *key = trust_key(conf);
+	char *key = trust_key(conf, f->files);
 
 	for (struct trust *t = contexts->trusts; t; t = t->next)
 		if (strcmp(t->key, key) == 0) {
@@ -578,7 +618,7 @@ static bool set_sni(struct tls_context *context, const struct tls_conf *conf, st
  */
 static bool set_session_kind(SSL_CTX *ctx, const struct tls_context *context, const struct tls_conf *conf, struct failure *f)
 {
-	char *trusted = context->verify ? trust_key(conf) : mem_strdup("");
+	char *trusted = context->verify ? trust_key(conf, f->files) : mem_strdup("");
 	char *kind = mem_printf("%d %d %s", context->verify, conf->fail_if_no_peer_cert, trusted);
 	unsigned char digest[EVP_MAX_MD_SIZE];
 	unsigned length = 0;
@@ -686,19 +726,19 @@ static struct tls_context *context_new(struct tls_contexts *contexts, const stru
 }
 
 /* What two configurations must have in common to share a context: every option, and the state of the files. */
-static char *make_key(const struct tls_conf *conf, bool server)
+static char *make_key(const struct tls_conf *conf, bool server, struct sources *files)
 {
 	char *text = config_tls_text(conf), *key = mem_printf("%s %s", server ? "server" : "client", text);
 
 	free(text);
-	key = add_stamp(key, conf->certificate);
-	key = add_stamp(key, conf->private_key);
-	key = add_stamp(key, conf->ca_file);
-	key = add_stamp(key, conf->ca_path);
-	key = add_stamp(key, conf->dhparam);
+	key = add_stamp(key, conf->certificate, files);
+	key = add_stamp(key, conf->private_key, files);
+	key = add_stamp(key, conf->ca_file, files);
+	key = add_stamp(key, conf->ca_path, NULL);
+	key = add_stamp(key, conf->dhparam, files);
 	for (size_t i = 0; i < conf->sni_count; i++) {
-		key = add_stamp(key, conf->sni_list[i].certificate);
-		key = add_stamp(key, conf->sni_list[i].private_key);
+		key = add_stamp(key, conf->sni_list[i].certificate, files);
+		key = add_stamp(key, conf->sni_list[i].private_key, files);
 	}
 	return key;
 }
@@ -706,8 +746,8 @@ static char *make_key(const struct tls_conf *conf, bool server)
 /* Finds or makes a context. */
 struct tls_context *tls_context_get(struct tls_contexts *contexts, const struct tls_conf *conf, bool server, const char **code, char **why)
 {
-	char *key = make_key(conf, server);
-	struct failure f = {0};
+	char *key = make_key(conf, server, contexts->files);
+	struct failure f = {.files = contexts->files};
 
 	for (struct tls_context *context = contexts->all; context; context = context->next)
 		if (strcmp(context->key, key) == 0) {
@@ -755,6 +795,12 @@ struct tls_contexts *tls_contexts_new(void)
 
 	tls_make_secret(&contexts->secret);
 	return contexts;
+}
+
+/* From now on. */
+void tls_read_through(struct tls_contexts *contexts, struct sources *files)
+{
+	contexts->files = files;
 }
 
 /* Makes a secret, for the period before this one too. */

@@ -9,19 +9,19 @@
 #include <stdio.h>
 
 /* X(name, argument or NULL, help) */
-#define COMMANDS(X)                                                                                              \
-	X("status", NULL, "what the daemon is and how it fares")                                                     \
-	X("connections", NULL, "connections, the newest first")                                                      \
-	X("listeners", NULL, "listeners, those of scripts too")                                                      \
-	X("handlers", NULL, "handlers in use, with their callbacks")                                                 \
-	X("reload", NULL, "read the configuration and the handlers anew; waits, and tells every reason against it")  \
+#define COMMANDS(X)                                                                                                             \
+	X("status", NULL, "what the daemon is and how it fares")                                                                    \
+	X("connections", NULL, "connections, the newest first")                                                                     \
+	X("listeners", NULL, "listeners, those of scripts too")                                                                     \
+	X("handlers", NULL, "handlers in use, with their callbacks")                                                                \
+	X("reload", NULL, "read the configuration and the handlers anew; waits, and tells every reason against it")                 \
 	X("upgrade", NULL, "let a new process of the binary that is there now take over; waits, and tells every reason against it") \
-	X("drain", NULL, "stop once connections have ended, or after drain_timeout; shows how many are left")        \
-	X("stop", NULL, "stop now")                                                                                  \
-	X("close", "ID", "end one connection")                                                                       \
-	X("log-level", "LEVEL", "set what is logged (error, warn, info, debug) until the next reload")               \
-	X("metrics", NULL, "all counters, in the text format of Prometheus")                                         \
-	X("eval", "CODE", "run Lua in the newest handlers' VM and show its results, where control_eval allows that") \
+	X("drain", NULL, "stop once connections have ended, or after drain_timeout; shows how many are left")                       \
+	X("stop", NULL, "stop now")                                                                                                 \
+	X("close", "ID", "end one connection")                                                                                      \
+	X("log-level", "LEVEL", "set what is logged (error, warn, info, debug) until the next reload")                              \
+	X("metrics", NULL, "all counters, in the text format of Prometheus")                                                        \
+	X("eval", "CODE", "run Lua in the newest handlers' VM and show its results, where control_eval allows that")                \
 	X("help", NULL, "these lines")
 
 struct command {

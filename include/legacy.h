@@ -25,6 +25,7 @@ struct legacy;
 /* One descriptor. */
 struct legacy_entry {
 	const char *kind, *name;     /* name NULL: none */
+	unsigned process;            /* whose it was, 0: the daemon's */
 	int fd;                      /* -1 once taken */
 	const struct sockfile *file; /* of a Unix socket, or NULL */
 };
@@ -36,6 +37,10 @@ void legacy_free(struct legacy *l); /* closes what was received and not taken, a
 
 /* Adds a descriptor, which must stay open until the new process runs, unless it is there already; or a text. */
 void legacy_leave(struct legacy *l, const char *kind, const char *name, int fd, const struct sockfile *file);
+
+/* Adds a listener of one of several processes, which closes its duplicate with the legacy. process: from 1. */
+void legacy_give(struct legacy *l, unsigned process, const char *name, int fd, const struct sockfile *file);
+
 void legacy_leave_text(struct legacy *l, const char *name, const char *text);
 
 /* A descriptor of the list, to be passed like those in it; -1 with errno. */
@@ -59,7 +64,11 @@ const char *legacy_text(const struct legacy *l, const char *name);
 /* All entries, for those who do not know what they look for; NULL behind the last. */
 const struct legacy_entry *legacy_at(const struct legacy *l, size_t index);
 
-/* Closes what nobody has taken, removes the files, and logs it. */
-void legacy_drop(struct legacy *l);
+/* Closes what nobody has taken, removes the files, and logs it. With several processes that is for each of them to do with its own: the master
+ * only closes. */
+void legacy_drop(struct legacy *l, bool is_master);
+
+/* In a process that a master has forked: keeps those listeners that this one of so many processes may take, and nothing else. */
+void legacy_select(struct legacy *l, unsigned process, unsigned count);
 
 #endif

@@ -47,6 +47,7 @@ struct loop {
 	struct loop_hook *hooks[STAGE_COUNT];
 	struct loop_hook *following; /* hook that runs next, so that one may remove itself or its successor */
 	uint64_t now_ns;             /* when this turn's callbacks began; 0: not asked yet */
+	bool fresh;                  /* it was asked for since the last callback began */
 	bool awake;                  /* the next pass must not sleep */
 	char *buffer;                /* LOOP_BUFFER_SIZE bytes that every read of a turn goes through */
 };
@@ -68,5 +69,8 @@ void loop_hook_remove(struct loop *loop, enum loop_stage stage, struct loop_hook
 /* CLOCK_MONOTONIC in nanoseconds: the real clock, and the one that stands still within a turn. */
 uint64_t loop_clock(void);
 uint64_t loop_now(struct loop *loop);
+
+/* The real clock for a callback that begins: the turn's, where that was looked at for the event that leads to it. */
+uint64_t loop_begin(struct loop *loop);
 
 #endif

@@ -11,11 +11,15 @@
  *   STOPPING   process: em.stop; struct member_stop
  *   DRAIN      master: struct member_stop; STOP: at once
  *   REOPEN     master: the log file
+ *   LEAVE      master: there is an upgrade; KEEP: nothing has come of it
+ *   LEFT       process: a listener of scripts, struct member_left and two texts, the descriptor comes along; nothing: these were all
  *
  * A new process prepares without being told to, from what it has inherited.
  */
 #ifndef REACTORD_MEMBER_H
 #define REACTORD_MEMBER_H
+
+#include <sys/types.h>
 
 #include "bus.h"
 #include "scoreboard.h"
@@ -34,6 +38,12 @@ struct member_stop {
 	double drain_s; /* < 0: as configured */
 	int status;     /* of the daemon; < 0: as it is */
 	bool replaced;  /* another daemon serves */
+};
+
+/* What a script listens on; behind it come its URL and the path of its file (or nothing), each with a NUL. */
+struct member_left {
+	dev_t device;
+	ino_t inode;
 };
 
 struct shared_config;

@@ -22,16 +22,16 @@ extern const uint64_t score_limits_ns[SCORE_BUCKETS]; /* 10 us to 10 s */
 
 /* How long things took; the last bucket is for what is over every limit. The count is the sum of the buckets. */
 struct histogram {
-	uint64_t buckets[SCORE_BUCKETS + 1];
 	uint64_t sum_ns;
+	uint64_t buckets[SCORE_BUCKETS + 1]; /* the lowest, where most are, beside the sum */
 };
 
 /* Time in one callback of the connections of one listener or connect block. */
 struct series {
+	struct histogram time;
 	unsigned label; /* index into the score's labels */
 	char callback[32];
-	struct histogram time;
-};
+} __attribute__((aligned(64)));
 
 /* One process. */
 struct score {

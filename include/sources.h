@@ -1,5 +1,5 @@
 /*
- * The texts of the files that a generation of handlers was loaded from. Who loads the same generation again (a process that takes the place of
+ * The texts of the files that a generation was loaded from, handlers and certificates. Who loads the same generation again (a process that takes the place of
  * a dead one, a VM that takes the place of a full one) gets these texts, whatever has become of the files.
  */
 #ifndef REACTORD_SOURCES_H

@@ -2,7 +2,8 @@
  * A small store of keys and bytes that all processes of a daemon share and every generation sees: LMDB in a folder of its own in memory
  * (of RUNTIME_DIRECTORY, /dev/shm, TMPDIR the first that can be written to). It lives as long as the daemon; what a crash leaves behind is
  * removed by the next one that makes a store there. Nothing is opened, nor made, before the first use, so that a process may be forked
- * before; afterwards it may not. Each call is atomic. Keys are in spaces, each with a name. Results are 0, an errno, or LMDB's codes.
+ * before; afterwards it may not. Writers wait for one another, some microseconds: a process that dies in between holds up nobody, one that is
+ * stopped there by a signal does. Each call is atomic. Keys are in spaces, each with a name. Results are 0, an errno, or LMDB's codes.
  */
 #ifndef REACTORD_STORE_H
 #define REACTORD_STORE_H

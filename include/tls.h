@@ -10,6 +10,7 @@
 
 #include "config.h"
 
+struct sources;
 struct tls_contexts;
 
 /* One side's context. Counted: kept by the cache, by listeners, and by the sessions made of it. */
@@ -41,6 +42,9 @@ struct tls_secret {
  * accepted. So keys live over reloads, and processes that have the same secret take each other's tickets. */
 struct tls_contexts *tls_contexts_new(void) __attribute__((warn_unused_result));
 void tls_contexts_free(struct tls_contexts *contexts);
+
+/* Files are taken from there, if they are in it, and else added to it; NULL: they are read from the disk. Borrowed until the next call. */
+void tls_read_through(struct tls_contexts *contexts, struct sources *files);
 
 /* Makes a secret to share; sees that what is too old cannot be made of it; has a set use it instead of its own; tells a set's. */
 void tls_make_secret(struct tls_secret *secret);

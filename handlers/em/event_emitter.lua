@@ -25,6 +25,14 @@ local function check(method, event, listener)
   end
 end
 
+--- Lets go of an object that nobody listens to any more.
+local function forget_if_idle(object, events)
+  if next(events) == nil then
+    all[object] = nil
+    core.listening(object, false)
+  end
+end
+
 --- Adds a listener; returns the object.
 function EventEmitter:on(event, listener)
   check("on", event, listener)
@@ -60,6 +68,7 @@ function EventEmitter:off(event, listener)
   end
   if listener == nil then
     events[event] = nil
+    forget_if_idle(self, events)
     return self
   end
   for i = #list, 1, -1 do
@@ -67,6 +76,7 @@ function EventEmitter:off(event, listener)
       list = copy(list)
       table.remove(list, i)
       events[event] = #list > 0 and list or nil
+      forget_if_idle(self, events)
       break
     end
   end

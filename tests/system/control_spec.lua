@@ -184,6 +184,14 @@ describe("the control socket", function()
     d:stop() -- and it does not keep the daemon from ending
   end)
 
+  it("hangs up on who says nothing for 30 seconds", function()
+    if not t.full then return pending "takes half a minute" end
+    start()
+    local c = t.connect(path)
+    t.until_true(function() return (pcall(c.receive_end, c)) end, 40, "the end")
+    d:stop()
+  end)
+
   it("answers connections in pages, the newest first", function()
     start()
     local clients = {}
@@ -205,6 +213,31 @@ describe("the control socket", function()
     d:stop()
   end)
 
+  it("is in its folder where that exists, and nobody minds if it cannot be", function()
+    local config = t.write("default.conf", ("handlers = { %q }\n"):format(t.root .. "/handlers") .. ECHO:format(t.free_port()))
+    local script = t.write("run", ([[
+      set -e
+      mount -t tmpfs none /run
+      mkdir /run/reactord
+      %s -c %s 2>first & first=$!
+      while ! grep -q ready first; do sleep 0.02; done
+      %s ctl -c %s status --json | grep -m 1 '"pid"'
+      echo $first
+      sed 's/tcp/unix/; s/127[^"]*/%s/' %s >second.conf
+      %s -c second.conf 2>second & second=$!
+      while ! grep -q ready second; do sleep 0.02; done
+      grep control second
+      kill $first $second
+      wait
+    ]]):format(t.binary, config, t.binary, config, (t.path "s.sock"):gsub("/", "\\/"), config, t.binary))
+    if t.run({ "unshare", "-m", "true" }).status ~= 0 then return pending "no mount namespaces here" end
+    local result = t.run { "unshare", "-m", "--propagation", "private", "sh", script, cwd = t.dir() }
+    assert.equal(0, result.status, result.err)
+    local pid, first, told = result.out:match '"pid": (%d+),?\n(%d+)\n(.*)$'
+    assert.equal(first, pid, result.out)
+    assert.is_truthy(told:find("info control /run/reactord/control.sock: ", 1, true), told)
+  end)
+
   it("is not there unless asked for, where its folder is not", function()
     local folder = t.run { "test", "-d", "/run/reactord" }
     if folder.status == 0 then return pending "/run/reactord exists here" end
@@ -215,7 +248,8 @@ describe("the control socket", function()
 
   it("cannot change in a reload", function()
     start()
-    t.write("reactord.conf", ('control = %q\n'):format(path .. "2") .. ECHO:format(port) .. ("handlers = { %q }"):format(t.root .. "/handlers"))
+    local config = ('control = %q\nhandlers = { %q }\n'):format(path .. "2", t.root .. "/handlers")
+    t.write("reactord.conf", config .. ECHO:format(port))
     local result = t.reactord { "ctl", "-s", path, "reload" }
     if result.status == 0 then error("reloaded: " .. d.config) end
     assert.is_truthy(result.err:find("'control' cannot change in a reload", 1, true))

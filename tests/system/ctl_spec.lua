@@ -91,7 +91,7 @@ describe("reactord ctl", function()
     start()
     local clients = {}
     for i = 1, 520 do clients[i] = t.connect(port) end
-    t.until_true(function() return ask("status").connections == 520 end)
+    t.until_true(function() return ask("status").connections == #clients end)
     local rows, seen = ask "connections", {}
     assert.equal(520, #rows)
     for _, row in ipairs(rows) do seen[row.id] = true end
@@ -144,7 +144,11 @@ describe("reactord ctl", function()
     start()
     t.write("broken.lua", "return {")
     local good = assert(io.open(d.config)):read "a"
-    t.write("reactord.conf", good .. '\nlisten "tcp://127.0.0.1:1" { handler = "broken" }\nlisten "tcp://127.0.0.1:2" { handler = "nowhere" }\n')
+    t.write("reactord.conf", good .. [[
+
+      listen "tcp://127.0.0.1:1" { handler = "broken" }
+      listen "tcp://127.0.0.1:2" { handler = "nowhere" }
+    ]])
     local status, out, err = ctl "reload"
     assert.equal(1, status)
     assert.equal("", out)
@@ -277,15 +281,17 @@ describe("reactord ctl", function()
   it("evaluates Lua where that is allowed", function()
     start "control_eval = true\n"
     local status, out, err = ctl("eval", "1 + 1, 'two', nil")
-    assert.equal(0, status)
+    assert.equal(0, status, err)
     assert.equal("2\ttwo\tnil\n", out)
     assert.equal(0, (ctl("eval", "x = 7")))
     assert.equal("7", ask("eval", "return x"))
     assert.equal(1, ask("eval", "require('em').connection_count() - 0") - 0) -- the listener
-    status, _, err = ctl("eval", "error 'oops'")
+    status, out, err = ctl("eval", "error 'oops'")
+    assert.equal("", out)
     assert.equal(1, status)
     assert.is_truthy(err:find("oops", 1, true))
-    status, _, err = ctl("eval", "this is no Lua")
+    status, out, err = ctl("eval", "this is no Lua")
+    assert.equal("", out)
     assert.equal(1, status)
     assert.is_truthy(err:find("syntax error", 1, true))
     d:stop()
@@ -356,8 +362,9 @@ describe("reactord ctl", function()
     assert.equal(("reactorctl: cannot reach the daemon at %s: No such file or directory: is it running?\n"):format(path), err)
     start()
     d:kill()
-    status, _, err = ctl "status"
+    status, out, err = ctl "status"
     assert.equal(3, status)
+    assert.equal("", out)
     assert.is_truthy(err:find("Connection refused: is it running?", 1, true))
   end)
 

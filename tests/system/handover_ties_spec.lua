@@ -53,6 +53,7 @@ describe("what ties a connection to its code", function()
     local d, port = start(says("one", [[
       function H:receive_data(data)
         if data == "on" then self:on("data", function() em.log.info("heard") end) end
+        if data == "off" then self:off("data") end
         self:send_data(WORD, " ", data)
       end]]))
     local a, b = t.connect(port):expect("hello\n"), t.connect(port):expect("hello\n")
@@ -61,6 +62,9 @@ describe("what ties a connection to its code", function()
     a:send("x"):expect("one x")
     b:send("x"):expect("two x")
     d:wait_log("heard")
+    a:send("off"):expect("one off")
+    reload(d)
+    a:send("x"):expect("two x")
   end)
 
   it("is a file that is being streamed to it, until that is through", function()

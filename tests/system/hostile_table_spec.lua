@@ -1,5 +1,5 @@
--- Hostile handlers, one a row: whatever one of them does costs its own connection at most. Meanwhile a neighbour, another handler on another
--- connection of the same daemon, has its bytes answered as ever. hostile_spec.lua has loops in every callback one by one.
+-- Hostile handlers, one a row: whatever one of them does costs its own connection at most. Meanwhile a neighbour, another handler on
+-- another connection of the same daemon, has its bytes answered as ever. hostile_spec.lua has loops in every callback one by one.
 local t = require "tests.support.harness"
 
 local LIMIT = t.sanitized and 0.5 or 0.15 -- callback_time
@@ -26,12 +26,14 @@ local rows = {
   { "a loop in __call", "setmetatable({}, { __call = forever })()" },
   { "a loop in __pairs", "for _ in pairs(setmetatable({}, { __pairs = forever })) do end" },
   { "a loop in __gc", "setmetatable({}, { __gc = forever })" },
-  { "a loop in __gc that is set later", "local m = {} setmetatable({}, m) m.__gc = forever for _ = 1, 9 do collectgarbage('step') end",
+  { "a loop in __gc that is set later",
+    "local m = {} setmetatable({}, m) m.__gc = forever for _ = 1, 9 do collectgarbage('step') end",
     { fate = "back" } },
   { "a loop in an error's __tostring", "error(setmetatable({}, { __tostring = forever }))" },
   { "a loop in a callback of string.gsub", "string.gsub('x', '.', forever)" },
   { "a loop in a comparator", "table.sort({ 1, 2, 3 }, forever)" },
-  { "a comparator without sense", "local l = {} for i = 1, 1000 do l[i] = i end table.sort(l, function() return true end)", { fate = "any" } },
+  { "a comparator without sense", "local l = {} for i = 1, 1000 do l[i] = i end table.sort(l, function() return true end)",
+    { fate = "any" } },
   { "a loop in a reader of load", "load(forever)" },
   { "a loop in a module", "require 'endless'", { prelude = "package.preload.endless = forever" } },
   { "a loop in the error handler", "error('x')", { prelude = "em.error_handler(forever)" } },
@@ -82,7 +84,11 @@ local rows = {
   { "recursion through error handlers", "local function f() xpcall(error, f) end f() error('end')" },
   { "recursion through load", "local function f() load(f) end f() error('end')" },
   { "a source nested too deep", "assert(load(('('):rep(100000) .. '1' .. (')'):rep(100000)))" },
-  { "connections that connect", "local C = {} function C:post_init() em.connect('127.0.0.1', 1, C) end em.connect('127.0.0.1', 1, C) error('x')" },
+  { "connections that connect", [[
+    local C = {}
+    function C:post_init() em.connect('127.0.0.1', 1, C) end
+    em.connect('127.0.0.1', 1, C)
+    error('x')]] },
   -- error objects
   { "an error that is nil", "error(nil)" },
   { "an error that is a table", "error({})" },
@@ -116,8 +122,8 @@ local rows = {
   { "a log that floods", "while true do em.log.info('flood') end" },
   { "a log of other lines that floods", "local i = 0 while true do i = i + 1 em.log.debug('flood %d', i) end" },
   -- others' things
-  { "closing itself twice and on", "self:close_connection() self:close_connection(true) self:close_write() self:pause() self:resume() self:detach()",
-    { fate = "any" } },
+  { "closing itself twice and on",
+    "self:close_connection() self:close_connection(true) self:close_write() self:pause() self:resume() self:detach()", { fate = "any" } },
   { "emptying itself", "for k in pairs(self) do self[k] = nil end setmetatable(self, nil) error('x')" },
   { "an instance without its metatable", "setmetatable(self, {}) self.signature = nil", { fate = "any" } },
   { "a closed standard error", "io.stderr:close() io.output():close() io.stdout:close()", { fate = "any" } },

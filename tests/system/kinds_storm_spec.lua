@@ -1,5 +1,5 @@
--- All kinds of connections at once: streams, TLS, relays, datagrams, children, files, watches, timers, names, channels, with reloads in between,
--- whose callbacks do whatever a script may do. Whatever happens, each object gets one unbind, last, and nothing is left.
+-- All kinds of connections at once: streams, TLS, relays, datagrams, children, files, watches, timers, names, channels, with reloads in
+-- between, whose callbacks do whatever a script may do. Whatever happens, each object gets one unbind, last, and nothing is left.
 local t = require "tests.support.harness"
 local serve = require "tests.support.serve"
 local socket = require "socket"

@@ -8,16 +8,17 @@ local function parse(text)
   local samples, types, histograms, helped, current = {}, {}, {}, {}, nil
   assert.equal("\n", text:sub(-1))
   for line in text:gmatch "([^\n]*)\n" do
-    local name, rest = line:match "^# HELP ([%l_]+) (.+)$"
+    local name = line:match "^# HELP ([%l_]+) .+$"
     if name then
       assert.is_nil(helped[name], name .. " is announced twice")
       helped[name], current = true, name
     elseif line:find "^# TYPE" then
-      name, rest = line:match "^# TYPE ([%l_]+) (%l+)$"
+      local kind
+      name, kind = line:match "^# TYPE ([%l_]+) (%l+)$"
       assert.equal(current, name, line)
-      assert.is_truthy(rest == "counter" or rest == "gauge" or rest == "histogram", line)
-      assert.equal(rest == "counter", name:find "_total$" ~= nil, line)
-      types[name] = rest
+      assert.is_truthy(kind == "counter" or kind == "gauge" or kind == "histogram", line)
+      assert.equal(kind == "counter", name:find "_total$" ~= nil, line)
+      types[name] = kind
     else
       local labels, value
       name, labels, value = line:match "^([%l_]+)(%b{}) (%S+)$"
@@ -229,7 +230,8 @@ describe("metrics", function()
     assert.equal(2, after.reactord_listeners)
     assert.equal(10, histograms.reactord_callback_seconds[series].count)
     -- any process answers for all
-    assert.equal(50, parse(request("GET /metrics HTTP/1.0\r\n\r\n"):match "\r\n\r\n(.*)$").reactord_bytes_in_total - #"GET /metrics HTTP/1.0\r\n\r\n")
+    local get = "GET /metrics HTTP/1.0\r\n\r\n"
+    assert.equal(50 + #get, parse(request(get):match "\r\n\r\n(.*)$").reactord_bytes_in_total)
     d:stop()
   end)
 

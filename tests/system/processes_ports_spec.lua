@@ -2,6 +2,7 @@
 local t = require "tests.support.harness"
 local P = require "tests.support.processes"
 local pki = require "tests.support.pki"
+local tls = require "tests.support.tls"
 local socket = require "socket"
 
 -- How many of the processes answer on a number of connections.
@@ -131,6 +132,28 @@ describe("listeners of several processes", function()
       if others == 2 then break end
     end
     assert.equal(2, others)
+    d:stop()
+  end)
+
+  it("have the certificates that were loaded with the code, whatever has become of the files", function()
+    local ca = pki.authority "ca"
+    local pair = pki.issue(ca, "server", { names = "DNS:localhost" })
+    local port = t.free_port()
+    local d = t.start { config = ([[
+      processes = 2
+      listen "tls://127.0.0.1:%d" { handler = "who", tls = { certificate = %q, private_key = %q, ca_file = %q } }
+    ]]):format(port, pair.cert, pair.key, ca.cert) }
+    for _, path in ipairs { pair.cert, pair.key, ca.cert } do t.write(path:match "[^/]+$", "gone") end
+    local pids = P.pids(d)
+    for index = 1, 2 do
+      P.kill(pids[index], "KILL")
+      d:wait_log("process " .. index .. " serves")
+    end
+    local c = tls.connect(port, { verify = "none" })
+    assert.truthy(c:receive(7):match "^%d of 2\n$")
+    local mark = d:mark()
+    d:signal "HUP" -- which reads them
+    d:wait_log("reload refused: .*server.pem", 10, mark)
     d:stop()
   end)
 

@@ -137,7 +137,8 @@ describe("restricted handlers", function()
   it("add to what they share, and change nothing of it", function()
     local s = serve "return {}"
     for _, text in ipairs {
-      "_G.print = nil", "_G.pairs = 1", "rawset(_G, 'type', print)", "string.format = nil", "rawset(string, 'rep', 1)", "table.insert = print",
+      "_G.print = nil", "_G.pairs = 1", "rawset(_G, 'type', print)", "string.format = nil", "rawset(string, 'rep', 1)",
+      "table.insert = print",
       "em.add_timer = nil", "em.log.info = print", "em.Connection.send_data = nil", "require('em.core').next_tick = nil",
       "package.loaded.em = {}", "package.loaded.string = nil", "getmetatable('').__index = nil", "setmetatable(string, {})",
       "setmetatable(_G, { __newindex = print })", "setmetatable(em, nil)", "getmetatable(em).__index = {}", "em.EventEmitter.on = nil",
@@ -155,8 +156,8 @@ describe("restricted handlers", function()
     -- names of one's own are everybody's, as ever, and may change
     s:eval [[
       function string.twice(text) return text .. text end
-      mine, em.mine = 1, 2
-      mine = mine + 1
+      _G.mine, em.mine = 1, 2
+      _G.mine = _G.mine + 1
       em.Connection.own = print
       package.loaded.own = { 7 }]]
     assert.same({ "abab", 2, 2, "function", 7 }, { s:eval [[
@@ -165,8 +166,8 @@ describe("restricted handlers", function()
       local seen = {}
       for _, t in ipairs { _G, string, em } do for name in pairs(t) do seen[name] = true end end
       return seen.print, seen.format and seen.twice, seen.add_timer, seen.mine, rawget(_G, "mine"), type(rawget(string, "rep"))]] })
-    s:eval "mine, em.mine, em.Connection.own, string.twice, package.loaded.own = nil"
-    assert.is_nil((s:eval "return mine or string.twice"))
+    s:eval "_G.mine, em.mine, em.Connection.own, string.twice, package.loaded.own = nil"
+    assert.is_nil((s:eval "return _G.mine or string.twice"))
   end)
 
   it("have no finalizers, and metatables otherwise", function()

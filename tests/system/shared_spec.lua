@@ -107,7 +107,8 @@ describe("em.shared", function()
     local s = start()
     s:eval [[
       local c = em.shared("c")
-      assert(c:set("short", 1, 0.05) and c:set("long", 1, 1000) and c:set("ever", 1) and c:set("renewed", 1, 0.05) and c:set("kept", 1, 0.05))
+      assert(c:set("short", 1, 0.05) and c:set("long", 1, 1000) and c:set("ever", 1))
+      assert(c:set("renewed", 1, 0.05) and c:set("kept", 1, 0.05))
       assert(c:set("renewed", 2, 1000) and c:set("kept", 2) and c:incr("count", 1) and c:add("counted", 0, 0.05) and c:incr("counted") == 1)
       assert(c:get("short") == 1 and c:add("short", 2) == false)
     ]]
@@ -162,7 +163,15 @@ describe("em.shared", function()
 
   it("holds a storm of short lives without growing", function()
     local s = start "shared_size = '1 MiB'\n"
-    s:eval [[ x.round = function() local c = em.shared("c") for i = 1, 200 do x.i = (x.i or 0) + 1 assert(c:set("k" .. x.i, ("x"):rep(100), 0.001)) end end ]]
+    s:eval [[
+      x.i = 0
+      function x.round()
+        for _ = 1, 200 do
+          x.i = x.i + 1
+          assert(em.shared("c"):set("k" .. x.i, ("x"):rep(100), 0.001))
+        end
+      end
+    ]]
     for _ = 1, t.full and 1000 or 100 do s:eval "x.round()" end
     assert.is_true(lfs.attributes(t.path(stores()[1] .. "/data.mdb"), "size") < MIB)
   end)
@@ -230,7 +239,7 @@ describe("em.shared", function()
   end)
 
   it("what a killed daemon has left is removed by the next one; what is in use is not", function()
-    local killed, other = start(), nil
+    local killed = start()
     killed:eval [[ em.shared("c"):set("k", "killed") ]]
     lfs.mkdir(t.path("other"))
     t.write("reactord-shared-no-folder", "")
@@ -244,7 +253,7 @@ describe("em.shared", function()
       assert(em.shared("c"):get("k") == nil and em.shared("c"):set("k", "mine"))
       em.run(function() print("set") em.on_signal("USR1", function() print(em.shared("c"):get("k")) end) end)
     ]]
-    other = t.start { script = script, env = { RUNTIME_DIRECTORY = t.dir() }, wait = "set" }
+    local other = t.start { script = script, env = { RUNTIME_DIRECTORY = t.dir() }, wait = "set" }
     assert.equal(3, #stores())
     local third = t.start { script = script, env = { RUNTIME_DIRECTORY = t.dir() }, wait = "set" }
     assert.equal(4, #stores())
@@ -272,7 +281,9 @@ describe("em.shared", function()
     local s = start()
     s:eval [[
       em.shared("c"):set("k", 1)
-      em.system("ls", "-l", "/proc/self/fd", function(output) local _, n = output:gsub("reactord.shared", "") say("stores", n, #output > 0) end)
+      em.system("ls", "-l", "/proc/self/fd", function(output)
+        say("stores", select(2, output:gsub("reactord.shared", "")), #output > 0)
+      end)
     ]]
     s:expects { "stores 0 true" }
   end)

@@ -63,6 +63,7 @@ check 'has the reason in the journal' '*handler*echo*echo.lua:12: *expected near
 check 'gives the journal priorities, not prefixes' '' "$(journalctl -q -u reactord -o cat --no-pager | grep '^<')"
 sed -i '$d' /usr/local/share/reactord/handlers/echo.lua
 
+exec 5>&-
 # A handler that hangs in C: the watchdog ends it, and systemd starts it again.
 mkdir -p /run/systemd/system/reactord.service.d /run/systemd/system/reactord@.service.d
 printf '[Service]\nWatchdogSec=1\n' | tee /run/systemd/system/reactord.service.d/x.conf >/run/systemd/system/reactord@.service.d/x.conf
@@ -79,13 +80,13 @@ check 'is left alone by the watchdog while it turns' "$before" "$(show MainPID)"
 echo x | nc -w 8 127.0.0.1 8099 >/dev/null
 check 'is killed by the watchdog when it hangs, and started again' 1 "$(wait_for 1 show NRestarts)"
 check 'serves again after it' 'new word' "$(wait_for 'new word' say 8081 word)"
+say 8084 'chat counts its users in em.shared' >/dev/null
 
 before=$(show MainPID)
 kill -KILL "$before"
 check 'is started again after a crash' active "$(wait_for active show ActiveState)"
 wait_for '[1-9]*' show MainPID >/dev/null
 check 'serves after a crash' 'new word' "$(wait_for 'new word' say 8081 word)"
-exec 5>&-
 check 'has left its shared data behind' 1 "$(stores)"
 say 8084 'and starts anew' >/dev/null
 check 'clears it up' 1 "$(stores)"
@@ -130,8 +131,8 @@ check 'has refused nobody' 'refused=0 answered=[1-9]*' "$(</run/counts)"
 systemctl stop reactord.socket reactord
 
 # An instance has a configuration, folders and a control socket of its own.
-sed 's/fd:.*reactord"/tcp:\/\/127.0.0.1:8090"/; /8082\|8083\|8084\|:7"/d; s|/run/reactord/|/run/reactord-two/|' /etc/reactord/reactord.conf \
-	>/etc/reactord/two.conf
+sed 's/fd:.*reactord"/tcp:\/\/127.0.0.1:8090"/; /8082\|8083\|8084\|:7"/d; s|/run/reactord/|/run/reactord-two/|' \
+	/etc/reactord/reactord.conf >/etc/reactord/two.conf
 systemctl start reactord@two
 check 'starts an instance' 0 $?
 check 'serves by the instance' 'new other' "$(say 8090 other)"

@@ -76,8 +76,8 @@ describe("the units", function()
     local function lines(name)
       local text = {}
       for line in t.read(t.root .. "/systemd/" .. name):gmatch("[^\n]+") do
-        line = line:gsub("reactord%-%%i", "reactord"):gsub("reactord%-NAME", "reactord"):gsub("/%%i%.conf", "/reactord.conf"):gsub(" %(%%i%)", "")
-          :gsub("ctl %-s /run/reactord/control%.sock reload", "ctl -c @SYSCONFDIR@/reactord/reactord.conf reload")
+        line = line:gsub("reactord%-%%i", "reactord"):gsub("reactord%-NAME", "reactord"):gsub("/%%i%.conf", "/reactord.conf")
+          :gsub(" %(%%i%)", ""):gsub("ctl %-s /run/reactord/control%.sock reload", "ctl -c @SYSCONFDIR@/reactord/reactord.conf reload")
         if not line:find("^#") and not line:find("^Environment=REACTORD_CONTROL=") then table.insert(text, line) end
       end
       return text

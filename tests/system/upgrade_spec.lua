@@ -315,6 +315,50 @@ describe("an upgrade", function()
     manager:close()
   end)
 
+  it("leaves the word to the new process: the old one says nothing more, not even to a watchdog", function()
+    local manager = assert(socket.unix.dgram())
+    assert(manager:bind(t.path("notify")))
+    manager:settimeout(t.limit)
+    local d = start(nil, { env = { NOTIFY_SOCKET = t.path("notify"), WATCHDOG_USEC = "60000" } })
+    local held = plain():send("x"):expect("x")
+    while assert(manager:receive()) ~= "WATCHDOG=1" do end
+    local new = d:upgrade()
+    while not assert(manager:receive()):find("MAINPID=" .. new.pid, 1, true) do end
+    assert.equal("WATCHDOG=1", (manager:receive())) -- the new one's
+    new:kill()
+    d:wait_log("process " .. new.pid .. ", which has taken over, has ended")
+    manager:settimeout(0)
+    while manager:receive() do end
+    manager:settimeout(0.2)
+    assert.is_nil((manager:receive()))
+    held:send("x"):expect("x"):close()
+    assert.equal(0, (d:wait()))
+    manager:close()
+    os.remove(path) -- nobody was left to do it
+  end)
+
+  it("goes on when the old process is killed before the new one is ready", function()
+    t.copy_daemon()
+    local d = start('control = "control.sock"', { unchecked = true })
+    assert(os.rename(t.binary, t.binary .. ".good"))
+    t.write("copy/bin/reactord", ("#!/bin/sh\nwhile [ ! -e %s ]; do sleep 0.02; done\nexec %s.good \"$@\""):format(t.path("go"), t.binary))
+    assert(t.sys.chmod(t.binary, "0755"))
+    d:signal("USR2")
+    local pid = tonumber((d:wait_log("upgrading: process (%d+) of")))
+    d:kill()
+    local waiting = { plain(), by_path() } -- in the backlog
+    for _, c in ipairs(waiting) do c:send("patience") end
+    t.write("go", "")
+    local new = t.adopt(pid, d.log_path)
+    new:wait_log("ready: pid " .. pid)
+    for _, c in ipairs(waiting) do c:expect("patience") end
+    assert.equal(pid .. "\n", t.read("x.pid"))
+    assert.equal(0, t.reactord { "ctl", "-s", t.path("control.sock"), "status" }.status)
+    new:stop()
+    assert.is_nil(lfs.attributes(path, "mode"))
+    assert.is_nil(t.read("x.pid"))
+  end)
+
   it("works where the daemon has detached itself", function()
     port, path = t.free_port(), t.path("x.sock")
     local file = t.write("reactord.conf", ([[
@@ -456,6 +500,23 @@ describe("an upgrade", function()
     assert.is_nil(lfs.attributes(t.path("control.sock"), "mode"))
   end)
 
+  it("may move the pid file and the control socket", function()
+    local d = start('control = "control.sock"')
+    configure((config:gsub("x.pid", "y.pid"):gsub("control.sock", "other.sock")))
+    local held = plain():send("x"):expect("x")
+    local new = d:upgrade()
+    assert.equal(new.pid .. "\n", t.read("y.pid"))
+    assert.equal(0, t.reactord { "ctl", "-s", t.path("other.sock"), "status" }.status)
+    new:wait_log("no longer listening on unix://" .. exact(t.path("control.sock")))
+    assert.is_nil(lfs.attributes(t.path("control.sock"), "mode"))
+    held:close()
+    assert.equal(0, (d:wait()))
+    assert.is_nil(t.read("x.pid"))
+    new:stop()
+    assert.is_nil(t.read("y.pid"))
+    assert.is_nil(lfs.attributes(t.path("other.sock"), "mode"))
+  end)
+
   it("is one of many processes, which may be more or fewer", function()
     local tls_port, datagrams = t.free_port(), t.free_port()
     local text = ('control = "control.sock"\nlisten "tls://127.0.0.1:%d" { handler = "echo", tls = { self_signed = true } }\n'
@@ -502,6 +563,47 @@ describe("an upgrade", function()
     assert.is_nil(lfs.attributes(path, "mode"))
     assert.is_nil(lfs.attributes(t.path("control.sock"), "mode"))
     assert.is_nil(t.read("x.pid"))
+  end)
+
+  it("leaves what scripts listen on in one of many processes to that process of the new ones", function()
+    local other, other_path, datagrams = t.free_port(), t.path("script.sock"), t.free_port()
+    t.write("servers.lua", ([[
+      local em = require "em"
+      local Echo = { receive_data = function(c, data) c:send_data(data) end }
+      if em.process() == 1 then
+        em.next_tick(function()
+          assert(em.start_server("127.0.0.1", %d, Echo))
+          assert(em.start_unix_domain_server(%q, Echo))
+          assert(em.open_datagram_socket("127.0.0.1", %d, { receive_data = function(c, data, h, p) c:send_datagram(data, h, p) end }))
+        end)
+      end
+      return Echo
+    ]]):format(other, other_path, datagrams))
+    local d = start(('listen "tcp://127.0.0.1:%d" { handler = "servers" }\nprocesses = 2'):format(t.free_port()))
+    local ways = { plain, function() return t.connect(other) end, function() return t.connect(other_path) end }
+    t.until_true(function() return lfs.attributes(other_path, "mode") and pcall(t.connect, other) end, 5, "the scripts' servers")
+    local udp = assert(socket.udp())
+    udp:settimeout(t.limit)
+    assert(udp:setpeername("127.0.0.1", datagrams))
+    t.close_clients()
+    for _, count in ipairs { 2, 3, 1, 2 } do
+      configure((config:gsub("processes = %d", "processes = " .. count)))
+      local mark = d:mark()
+      d:signal("USR2")
+      local pid = load_until(function() return d:log():match("upgraded: process (%d+) serves", mark) end, ways)
+      load_until(function() return d:ended() end, ways)
+      assert.equal(0, d.status)
+      d = t.adopt(tonumber(pid), d.log_path)
+      load_until(function() return d:log():find("ready: pid " .. pid) end, ways)
+      assert(udp:send("datagram"))
+      assert.equal("datagram", (udp:receive()))
+    end
+    configure(config .. "\nzebra = 1")
+    refused(d, "unknown option 'zebra'")
+    udp:close()
+    d:stop()
+    assert.is_nil(lfs.attributes(other_path, "mode"))
+    assert.is_nil(d:log():match("handler_errors=[1-9]"))
   end)
 
   it("lets TLS clients go on with their sessions", function()

@@ -161,7 +161,7 @@ static void a_large_message_is_one(void **state)
 	assert_int_equal(told.length, size);
 	assert_int_equal(told.sum, sum);
 	assert_true(bus_send(a, BUS_CHANNEL, large, size, NULL, 0));
-	assert_true(bus_send(a, BUS_SHARED, "small", 5, NULL, 0));
+	assert_true(bus_send(a, BUS_CONTROL_REQUEST, "small", 5, NULL, 0));
 	assert_true(turn_until(3));
 	assert_string_equal(told.text, "small");
 	free(large);

@@ -398,8 +398,8 @@ static void mistakes_are_explained(void **state)
 		{"log = { 'debug' }", "reactord.conf:1: log takes options by name: name = value"},
 		{"log = { level = 'loud' }",
 	     "reactord.conf:1: 'level' in log must be one of \"error\", \"warn\", \"info\", \"debug\", got \"loud\""},
-		{"processes = 4", "reactord.conf:1: 'processes' must be 1, as this version runs one process, got 4"},
-		{"processes = 'auto'", "reactord.conf:1: 'processes' must be 1, as this version runs one process, got \"auto\""},
+		{"processes = 257", "reactord.conf:1: 'processes' must be a whole number from 1 to 256, or \"auto\", got 257"},
+		{"processes = 'many'", "reactord.conf:1: 'processes' must be a whole number from 1 to 256, or \"auto\", got \"many\""},
 		{"callback_time = -1", "reactord.conf:1: 'callback_time' must be a number of seconds from 0 to 315360000, got -1"},
 		{"memory_limit = 5",
 	     "reactord.conf:1: 'memory_limit' must be a whole number of bytes from 1048576 to 1099511627776, or a text such as "
