@@ -23,7 +23,7 @@ REACTOR  = loop timer sig guard
 WIRE     = sock sockfile bus adopt tls proxyproto conn_input conn_output conn file tls_filter udp
 
 # 4 sources: what produces connections
-SOURCES  = resolver legacy activation preface listener connector relay watch process channel channel_hub store
+SOURCES  = resolver legacy activation preface listener connector relay watch process channel channel_hub store_folder store
 
 # 5 lua: the door into the scripts, one binding a file
 LUA      = lua_vm lua_arg lua_source lua_plain lua_conn lua_channel lua_shared lua_methods lua_relay lua_tls lua_file lua_handler \

@@ -170,7 +170,10 @@ static void show_table(FILE *to, const json_t *rows)
 	json_array_foreach(rows, n, row)
 	{
 		i = 0;
-		json_object_foreach((json_t *)first, name, v) cells[i++] = cell(name, json_object_get(row, name));
+		json_object_foreach((json_t *)first, name, v)
+		{
+			cells[i++] = cell(name, json_object_get(row, name));
+		}
 		write_row(to, cells, widths, right, count);
 	}
 	free(widths);

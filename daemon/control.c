@@ -82,15 +82,14 @@ static void send_text(struct control_client *k, const char *command, const struc
 {
 	char *text = NULL;
 	size_t size = 0, i;
-	json_t *reason;
 	FILE *to = open_memstream(&text, &size);
 
 	if (!to)
 		mem_exhausted();
 	if (r->status == COMMAND_DONE)
 		command_show(to, command, r->result);
-	else
-		json_array_foreach(r->result, i, reason) fprintf(to, "error: %s\n", json_string_value(reason));
+	for (i = 0; r->status != COMMAND_DONE && i < json_array_size(r->result); i++)
+		fprintf(to, "error: %s\n", json_string_value(json_array_get(r->result, i)));
 	if (r->more)
 		fprintf(to, "... and older ones\n");
 	fputc('\n', to);

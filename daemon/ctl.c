@@ -206,7 +206,10 @@ static int show(const struct ctl *k, const json_t *answer)
 	const json_t *result = json_object_get(answer, "result"), *errors = json_object_get(answer, "errors"), *reason;
 	size_t i;
 
-	json_array_foreach(errors, i, reason) fprintf(stderr, "reactorctl: %s\n", json_string_value(reason));
+	json_array_foreach(errors, i, reason)
+	{
+		fprintf(stderr, "reactorctl: %s\n", json_string_value(reason));
+	}
 	if (status == COMMAND_DONE && k->is_json) {
 		json_dumpf(result, stdout, JSON_INDENT(2) | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
 		putchar('\n');

@@ -383,7 +383,10 @@ static void merge_page(struct report *all, size_t limit)
 	size_t count = json_array_size(all->result), i;
 	json_t **rows = mem_zalloc((count + 1) * sizeof *rows), *row, *sorted = json_array();
 
-	json_array_foreach(all->result, i, row) rows[i] = row;
+	json_array_foreach(all->result, i, row)
+	{
+		rows[i] = row;
+	}
 	qsort(rows, count, sizeof *rows, newer_row);
 	for (i = 0; i < count && i < limit; i++)
 		json_array_append(sorted, rows[i]);

@@ -56,6 +56,7 @@ static size_t size_of(size_t count)
 /* Makes the table, in memory of its own that children share. */
 struct scoreboard *scoreboard_new(size_t count)
 {
+	/* cppcheck-suppress invalidFunctionArg ; -1 goes with MAP_ANONYMOUS */
 	struct scoreboard *board = mmap(NULL, size_of(count), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	if (board == MAP_FAILED)

@@ -17,8 +17,7 @@
 #define LEGACY_LISTENER "listener" /* by its URL; several may have the same */
 #define LEGACY_GIVEN "given"       /* a socket that the process was started with, by its name, see activation.h */
 #define LEGACY_PID_FILE "pid_file"
-#define LEGACY_CONTROL "control" /* the control socket */
-#define LEGACY_LINK "link"       /* to the process before, see upgrade.h */
+#define LEGACY_LINK "link" /* to the process before, see upgrade.h */
 
 struct legacy;
 

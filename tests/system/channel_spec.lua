@@ -53,7 +53,7 @@ describe("a named channel", function()
   end)
 
   it("brings plain data as it was", function()
-    local s = serve(listener .. "return H")
+    local s = serve(listener .. "return H", { config = "callback_time = 30\n" })
     local c = s:connect()
     s:until_true "return em.connection_count() >= 3"
     for _, text in ipairs {
@@ -81,7 +81,7 @@ describe("a named channel", function()
   end)
 
   it("takes 32 levels and 1 MiB", function()
-    local s = serve(listener .. "return H")
+    local s = serve(listener .. "return H", { config = "callback_time = 30\n" })
     local c = s:connect()
     s:until_true "return em.connection_count() >= 3"
     local nested = "(function() local v = 'deep' for _ = 1, %d do v = { v } end return v end)()"
@@ -364,18 +364,19 @@ describe("a named channel", function()
     assert.is_truthy(result.err:find("while handlers load", 1, true), result.err)
   end)
 
-  it("has a million subscribers in one generation at most", function()
-    if not t.full then pending("for make test-all") end
-    local s = serve("return {}", { config = "callback_time = 60\n" })
-    assert.same({ 1000000, "too many subscriptions", "ELIMIT" }, { s:eval [[
-      local c, n = em.channel("c"), 0
-      while true do
-        local id, message, code = c:subscribe(print)
-        if not id then return n, message, code end
-        n = n + 1
-      end
-    ]] })
-  end)
+  if t.full then
+    it("has a million subscribers in one generation at most", function()
+      local s = serve("return {}", { config = "callback_time = 60\n" })
+      assert.same({ 1000000, "too many subscriptions", "ELIMIT" }, { s:eval [[
+        local c, n = em.channel("c"), 0
+        while true do
+          local id, message, code = c:subscribe(print)
+          if not id then return n, message, code end
+          n = n + 1
+        end
+      ]] })
+    end)
+  end
 
   it("costs no memory when its subscribers have gone", function()
     local s = serve "return {}"

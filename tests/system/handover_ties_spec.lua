@@ -225,6 +225,36 @@ describe("a connect block's connection", function()
   end)
 end)
 
+describe("an outgoing TLS connection", function()
+  t.auto()
+
+  it("moves, and is one also when it reconnects from the new code", function()
+    local port = t.free_port()
+    local function client(word, more)
+      return says(word, ([[
+        function H:post_init() end
+        function H:ssl_handshake_completed() self:send_data("from ", WORD) end
+        function H:takeover() self:add_timer(0.01, function() self:close_connection_after_writing() end) end
+        function H:unbind() self:reconnect("127.0.0.1", %d) end
+        ]]):format(port) .. (more or ""))
+    end
+    t.write("server.lua", [[
+      local em = require "em"
+      return { receive_data = function(self, data) em.log.info("heard %s by %s", data, self:get_cipher_protocol()) end }]])
+    t.write("h.lua", client("one", ([[
+      em.run(function() em.connect({ url = "tls://127.0.0.1:%d", tls = { verify_peer = false } }, "h") end)]]):format(port)))
+    local d = t.start(([[
+      listen "tls://127.0.0.1:%d" { handler = "server", tls = { self_signed = true } }
+      listen "unix://x.sock" { handler = "h" }
+      drain_timeout = 0.1]]):format(port))
+    d:wait_log("heard from one by TLSv1.3")
+    reload_with(d, client "two")
+    d:wait_log("heard from two by TLSv1.3")
+    d:stop()
+    assert.equal(0, counter(d, "tls_failures"))
+  end)
+end)
+
 describe("what is counted of a connection that has moved", function()
   t.auto()
 

@@ -257,11 +257,11 @@ describe("a storm of all kinds", function()
     s = serve(calm, {
       listen = "linger_timeout = 0.2, idle_timeout = 1, max_outbound = '1 MiB', high_water = 100000, low_water = 1000",
       config = ([[
-        max_queued = "8 MiB" reload_timeout = 0.5 generations = 3 callback_time = 0.1 nameservers = { "127.0.0.1:%d" }
+        max_queued = "8 MiB" reload_timeout = 0.5 generations = 3 callback_time = %g nameservers = { "127.0.0.1:%d" }
         listen "tls://127.0.0.1:%d" { handler = "h", tls = { self_signed = true }, linger_timeout = 0.2, idle_timeout = 1 }
         listen "udp://127.0.0.1:%d" { handler = "h" }
-        listen "unix://%s" { handler = "h", linger_timeout = 0.2, idle_timeout = 1 }]]):format(select(2, silent:getsockname()), ports.TLS, ports.UDP,
-        t.path("storm.sock")),
+        listen "unix://%s" { handler = "h", linger_timeout = 0.2, idle_timeout = 1 }]])
+        :format(t.seconds(0.1), select(2, silent:getsockname()), ports.TLS, ports.UDP, t.path("storm.sock")),
       env = { KINDS_STORM = t.dir() },
     })
     ports.PORT = s.port

@@ -121,6 +121,18 @@ describe("the service manager is told", function()
     d:kill()
   end)
 
+  it("by the master alone that the loop turns, of several processes", function()
+    local d = start("processes = 2", { env = { WATCHDOG_USEC = "400000" } })
+    assert.equal("1", message().READY)
+    local began = t.now()
+    for _ = 1, 6 do assert.same({ WATCHDOG = "1" }, message()) end
+    assert.is_true(t.now() - began >= 0.95, "more than one says so")
+    d:signal("TERM")
+    t.until_true(function() return message().STOPPING end)
+    d:wait()
+    d:check()
+  end)
+
   it("nothing of a watchdog that there is not", function()
     local d = start("", { env = { WATCHDOG_USEC = "0" } })
     assert.equal("1", message().READY)

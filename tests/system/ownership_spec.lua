@@ -1,4 +1,5 @@
--- Who owns the pid file and the files of Unix sockets: one daemon at a time, however many start at once, and whatever a killed one has left.
+-- Who owns the pid file and the files of Unix sockets: one daemon at a time, however many start at once, and whatever a killed one has
+-- left.
 local t = require "tests.support.harness"
 local lfs = require "lfs"
 

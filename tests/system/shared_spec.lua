@@ -122,7 +122,7 @@ describe("em.shared", function()
   end)
 
   it("is bounded; what has ended makes room", function()
-    local s = start "shared_size = '1 MiB'\n"
+    local s = start "shared_size = '1 MiB' callback_time = 30\n"
     local count, message, code = s:eval [[
       local c, n = em.shared("c"), 0
       while true do
@@ -162,7 +162,7 @@ describe("em.shared", function()
   end)
 
   it("holds a storm of short lives without growing", function()
-    local s = start "shared_size = '1 MiB'\n"
+    local s = start "shared_size = '1 MiB' callback_time = 30\n"
     s:eval [[
       x.i = 0
       function x.round()

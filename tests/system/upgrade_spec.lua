@@ -383,10 +383,11 @@ describe("an upgrade", function()
 
   it("keeps the sockets that the process was started with, by name and by number", function()
     local named, bare = t.listen(), t.listen("bare.sock")
-    local file = t.write("reactord.conf", ('listen "fd://web" { handler = "echo" }\nlisten "fd://4" { handler = "echo" }\nhandlers = { %q }')
-      :format(t.root .. "/handlers"))
+    local text = 'listen "fd://web" { handler = "echo" }\nlisten "fd://4" { handler = "echo" }\nhandlers = { %q }'
+    local file = t.write("reactord.conf", text:format(t.root .. "/handlers"))
     local log = t.write("activated.log", "")
-    local d = t.adopt(assert(t.sys.spawn({ "sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$0" "$@"', t.binary, "-c", file },
+    local activate = 'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$0" "$@"'
+    local d = t.adopt(assert(t.sys.spawn({ "sh", "-c", activate, t.binary, "-c", file },
       { stdout = log, stderr = log, fds = { named.sock:getfd(), bare.sock:getfd() } })), log)
     d:wait_log("ready")
     named:close()
@@ -412,7 +413,7 @@ describe("an upgrade", function()
       em.next_tick(function()
         assert(em.start_server("127.0.0.1", %d, Echo))
         assert(em.start_unix_domain_server(%q, Echo))
-        assert(em.open_datagram_socket("127.0.0.1", %d, { receive_data = function(c, data, host, port) c:send_datagram(data, host, port) end }))
+        assert(em.open_datagram_socket("127.0.0.1", %d, { receive_data = function(c, data, h, p) c:send_datagram(data, h, p) end }))
       end)
       return Echo
     ]]):format(other, other_path, datagrams))
@@ -673,7 +674,8 @@ describe("an upgrade", function()
     local install = ("make -s --no-print-directory -C %q install-files BUILD=%q >/dev/null || exit 1\n")
       :format(t.root, os.getenv("REACTORD_BUILD") or "build")
     local r = t.run {
-      "tests/support/with-systemd.sh", t.write("script", install .. on_systemd), t.root, cwd = t.root, seconds = 60, env = { TMPDIR = false },
+      "tests/support/with-systemd.sh", t.write("script", install .. on_systemd), t.root,
+      cwd = t.root, seconds = 60, env = { TMPDIR = false },
     }
     if r.status == 77 then pending(r.err:match("[^\n]*\n?$")) end
     assert.equal(0, r.status, r.out .. r.err)
