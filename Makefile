@@ -56,7 +56,7 @@ WARNINGS  = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wfo
 DEFINES   = -D_GNU_SOURCE -DVERSION='"$(VERSION)"' -DREACTORD_LIBDIR='"$(PREFIX)/share/reactord/handlers"' \
             -DREACTORD_CONF='"$(SYSCONFDIR)/reactord/reactord.conf"'
 INCLUDES  = -Iinclude -Idaemon $(shell pkg-config --cflags $(LIBRARIES) 2>/dev/null)
-LIBS      = $(shell pkg-config --libs $(LIBRARIES) 2>/dev/null)
+LIBS      = $(shell pkg-config --libs $(LIBRARIES) 2>/dev/null) -lm
 ifdef SANITIZE
 OPTIMIZE  = -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 else

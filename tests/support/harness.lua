@@ -636,6 +636,17 @@ end
 
 -- The end -------------------------------------------------------------------------------------------------------------
 
+-- Ends what a daemon has started to take its place and the test has not come to adopting. Orphans of ours are our children.
+local function end_heirs(d)
+  for pid in d:log():gmatch("upgrading: process (%d+) of") do
+    local how, _, code = sys.waitpid(tonumber(pid), true)
+    if not how and not code then
+      sys.kill(tonumber(pid), "KILL")
+      sys.waitpid(tonumber(pid))
+    end
+  end
+end
+
 -- Undoes all that the test made. Daemons that still run are stopped and checked like a service's end; the first fault is raised when
 -- everything is gone.
 function t.cleanup()
@@ -650,6 +661,7 @@ function t.cleanup()
     end
     d:kill()
   end
+  for _, d in ipairs(made.daemons) do end_heirs(d) end
   local reports = sanitizer_reports()
   if reports then fault = fault or "the daemon's sanitizers reported:\n" .. reports end
   if made.binary then t.binary = made.binary end
