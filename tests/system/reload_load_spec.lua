@@ -1,6 +1,7 @@
 -- Reloads under load: while plain, TLS and Unix connections have every byte checked and others come and go, the daemon is told to reload
 -- over and over, one time in five with a broken handler. No byte may be lost, nobody refused, and neither descriptors nor memory may grow.
 local t = require "tests.support.harness"
+local pattern = require "tests.support.pattern"
 local pki = require "tests.support.pki"
 local tls = require "tests.support.tls"
 local socket = require "socket"
@@ -39,20 +40,9 @@ local broken_handlers = {
   "local em = = 1", 'error "not today"', "", "return 5", 'local em = require "em"\nem.start_server("127.0.0.1", 0)\nreturn {}',
 }
 
--- What all connections send: each begins elsewhere in it. Its length is prime, so that nothing shifted looks right.
-local period = 65521
-local pattern
-do
-  local bytes, x = {}, 2463534242
-  for i = 1, period do
-    x = x ~ (x << 13) & 0xffffffff
-    x = x ~ (x >> 17)
-    x = x ~ (x << 5) & 0xffffffff
-    bytes[i] = string.char(x >> 8 & 0xff)
-  end
-  pattern = table.concat(bytes)
-  pattern = pattern .. pattern .. pattern
-end
+-- What all connections send: each begins elsewhere in it.
+local period = pattern.period
+local stream = pattern(3 * period)
 
 local function fail(format, ...)
   error(("after %d reloads: " .. format):format(load.done, ...), 0)
@@ -112,7 +102,7 @@ local function top_up(c)
   while not c.closing and c.sent - c.received < window do
     local from = (c.start + c.sent) % period + 1
     local length = 1 + (c.sent * 7 + c.start) % 5000
-    local taken, _, code = c:send(pattern:sub(from, from + length - 1))
+    local taken, _, code = c:send(stream:sub(from, from + length - 1))
     if not taken then
       if code ~= "EAGAIN" then fail("sending failed: %s", code) end
       return
@@ -151,7 +141,7 @@ local function check(c)
       return false
     end
     local from = (c.start + c.received) % period + 1
-    if bytes ~= pattern:sub(from, from + #bytes - 1) then fail("wrong bytes came back") end
+    if bytes ~= stream:sub(from, from + #bytes - 1) then fail("wrong bytes came back") end
     c.received = c.received + #bytes
     load.bytes = load.bytes + #bytes
     if c.kind ~= "tls" then return true end -- that one may have more in memory
