@@ -239,6 +239,7 @@ void lua_conn_move(struct lua_conn *from, struct lua_conn *to)
 	to->eof_unheard = from->eof_unheard;
 	to->moved = false;
 	from->c = NULL;
+	from->label = from->own_label; /* a listener's name goes with that */
 	from->listener = NULL;
 	from->tls = NULL;
 	from->proxy_for = NULL;
