@@ -217,6 +217,16 @@ void lua_channel_move(struct lua_conn *from, struct lua_conn *to)
 	}
 }
 
+/* Those of a generation that begins to serve hear what waits: those of the one before do not any more. */
+void lua_channel_start(struct vm *vm)
+{
+	struct lua_subscription *s, *next;
+
+	HASH_ITER(hh, vm->subscriptions, s, next)
+	if (!s->who)
+		s->since = channels_delivered(vm->options.channels);
+}
+
 /* Ends functions' or all. */
 void lua_channel_cancel_all(struct vm *vm, bool owned_too)
 {

@@ -51,6 +51,7 @@ static void clear(struct master *m, bool is_master)
 		control_abandon(m->control);
 		inquiries_end(&m->inquiries);
 		control_answer_all(&m->reloaders, (struct report){0});
+		control_answer_all(&m->attempt.askers, (struct report){0});
 		control_answer_all(&m->stoppers, (struct report){0});
 		control_answer_all(&m->upgraders, (struct report){0});
 	}
@@ -437,6 +438,7 @@ int master_run(const struct service_options *options, struct config *config, uns
 	if (m.control) {
 		control_answer_all(&m.stoppers, (struct report){.result = json_string("stopped")});
 		control_answer_all(&m.reloaders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+		control_answer_all(&m.attempt.askers, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
 		control_answer_all(&m.upgraders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
 		control_close(m.control);
 	}

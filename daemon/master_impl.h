@@ -28,6 +28,7 @@ struct attempt {
 	struct port **open;
 	struct problems problems;
 	struct timer limit;
+	struct control_request *askers; /* who wait for its outcome; those who ask while it runs wait for the next one's */
 };
 
 struct master {

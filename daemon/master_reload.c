@@ -75,7 +75,7 @@ static void conclude(struct master *m, bool done)
 		r.result = json_pack("{s:I}", "generation", (json_int_t)m->number);
 	else
 		r = report_failures(&a->problems);
-	control_answer_all(&m->reloaders, r);
+	control_answer_all(&a->askers, r);
 	timer_stop(m->loop, &a->limit);
 	problems_clear(&a->problems);
 	a->stage = IDLE;
@@ -195,6 +195,8 @@ void master_reload(struct master *m)
 	struct attempt *a = &m->attempt;
 
 	m->reload_asked = false;
+	a->askers = m->reloaders;
+	m->reloaders = NULL;
 	notify_reloading();
 	struct config *config = settings_read(m->options, &a->problems);
 	if (config)

@@ -14,6 +14,9 @@ void lua_channel_open(lua_State *L);
  * yet reaches the new one, once. Not from within a delivery; at the turn's end there is none. Cannot fail, and works both ways. */
 void lua_channel_move(struct lua_conn *from, struct lua_conn *to);
 
+/* A VM takes the place of another one: its functions hear what waits to be delivered, which the other's do not any more. */
+void lua_channel_start(struct vm *vm);
+
 /* Ends a VM's subscriptions: those of functions, or all. */
 void lua_channel_cancel_all(struct vm *vm, bool owned_too);
 
