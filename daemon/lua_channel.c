@@ -194,6 +194,16 @@ static struct lua_subscription *find_owned(struct lua_conn *lc, const char *name
 	return s;
 }
 
+/* Those of a generation that begins to serve hear what waits: those of the one before do not any more. */
+void lua_channel_start(struct vm *vm)
+{
+	struct lua_subscription *s, *next;
+
+	HASH_ITER(hh, vm->subscriptions, s, next)
+	if (!s->who)
+		s->since = channels_delivered(vm->options.channels);
+}
+
 /* Ends functions' or all. */
 void lua_channel_cancel_all(struct vm *vm, bool owned_too)
 {

@@ -14,6 +14,9 @@ void lua_channel_open(lua_State *L);
  * yet reaches it, too: whoever calls this lets one of both go before the next delivery. */
 void lua_channel_copy(const struct lua_conn *from, struct lua_conn *to);
 
+/* A VM takes the place of another one: its functions hear what waits to be delivered, which the other's do not any more. */
+void lua_channel_start(struct vm *vm);
+
 /* Ends a VM's subscriptions: those of functions, or all. */
 void lua_channel_cancel_all(struct vm *vm, bool owned_too);
 
