@@ -248,6 +248,22 @@ describe("metrics", function()
     d:stop()
   end)
 
+  it("count upgrades, of one process or many", function()
+    for processes = 1, 2 do
+      start("processes = " .. processes)
+      local good = t.read(d.config:match "[^/]+$")
+      t.write(d.config:match "[^/]+$", good .. "\nzebra = 1\n")
+      d:signal "USR2"
+      d:wait_log "upgrade refused: process"
+      assert.equal(1, parse(metrics()).reactord_upgrades_refused_total)
+      t.write(d.config:match "[^/]+$", good)
+      local new = d:upgrade()
+      d:wait()
+      assert.equal(1, parse(metrics()).reactord_upgrades_total)
+      new:stop()
+    end
+  end)
+
   it("are served by HTTP to curl", function()
     start()
     local url = ("http://127.0.0.1:%d"):format(http)
