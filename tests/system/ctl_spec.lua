@@ -244,9 +244,9 @@ describe("reactord ctl", function()
   it("does without a process that hangs", function()
     start "processes = 2\ncontrol_eval = true\nhang_timeout = 0\n"
     local list = ask("status").process_list
-    t.run { "kill", "-STOP", tostring(list[2].pid) }
+    assert(t.sys.kill(list[2].pid, "STOP"))
     assert.equal(1, #ask "listeners") -- of the other one
-    t.run { "kill", "-CONT", tostring(list[2].pid) }
+    assert(t.sys.kill(list[2].pid, "CONT"))
     t.until_true(function() return #ask "listeners" == 2 end)
     d:stop()
   end)
