@@ -200,6 +200,8 @@ static void go_on_starting(struct master *m)
 			fail(m);
 			return;
 		}
+		if (m->options->legacy) /* nobody else serves any more: from here on a process that ends is replaced */
+			m->state = SERVING;
 		seats_send(&m->seats, BUS_COMMIT, NULL, 0);
 	} else if (ready == 1 && seats_taken(&m->seats) == 1) {
 		for (unsigned i = 1; i < m->seats.count; i++)
@@ -244,7 +246,7 @@ static void on_committed(struct master *m, struct seat *seat)
 
 	seat->state = SEAT_SERVING;
 	seat->awaited = false;
-	if (m->state == STARTING)
+	if (!m->told_ready && m->state != STOPPING)
 		go_on_starting(m);
 	else if (starts)
 		log_info("process %u serves (pid %ld)", seat->index, (long)seat->pid);

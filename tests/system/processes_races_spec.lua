@@ -105,6 +105,39 @@ describe("several processes", function()
   end)
 end)
 
+describe("several processes, in the middle of an upgrade,", function()
+  t.auto()
+
+  it("are replaced where they die before all of them serve", function()
+    port = t.free_port()
+    t.write("who.lua", ([[
+      if require "em".process() == 2 then os.execute "echo $PPID >%s" end
+      while require "em".process() == 3 and not io.open(%q) do os.execute "sleep 0.01" end
+      ]]):format(t.path "second", t.path "gate") .. P.handler)
+    t.write("gate", "")
+    local d = t.start { config = ([[
+      processes = 3
+      unsafe = true
+      callback_time = 0
+      listen "tcp://127.0.0.1:%d" { handler = "who" }]]):format(port), unchecked = true }
+    local before = t.read "second"
+    assert(os.remove(t.path "gate"))
+    d:signal "USR2"
+    local second = t.until_true(function() -- has loaded everything, and waits for the third
+      local text = t.read "second"
+      return text ~= before and t.read(("/proc/%d/wchan"):format(tonumber(text) or d.pid)):find "ep" and tonumber(text)
+    end, 10, "the second of the new processes")
+    P.kill(second, "STOP")
+    t.write("gate", "")
+    local new = t.adopt(tonumber((d:wait_log "upgraded: process (%d+) serves")), d.log_path)
+    P.kill(second, "KILL")
+    new:wait_log "process 2 was killed by SIGKILL: another one takes its place"
+    new:wait_log("ready: pid " .. new.pid)
+    P.connect_to(port, 2):close()
+    new:stop()
+  end)
+end)
+
 describe("several processes without a free descriptor", function()
   t.auto()
 
