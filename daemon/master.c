@@ -369,9 +369,19 @@ static struct stats total(const struct master *m)
 	for (unsigned i = 0; i < m->board->count; i++)
 		for (size_t row = 0; row < stats_row_count; row++) {
 			size_t offset = stats_rows[row].offset;
-			*(uint64_t *)((char *)&sum + offset) += *(const uint64_t *)((const char *)&m->board->scores[i].stats + offset);
+			uint64_t *to = (uint64_t *)((char *)&sum + offset), value = *(const uint64_t *)((const char *)&m->board->scores[i].stats + offset);
+			*to = !stats_rows[row].common ? *to + value : *to > value ? *to : value;
 		}
 	return sum;
+}
+
+/* Upgrades are the master's, whose own counters are not on the board: it shows them where they are looked for. */
+static void show_upgrades(struct master *m)
+{
+	struct stats *first = &m->board->scores[0].stats;
+
+	first->upgrades = m->score->stats.upgrades;
+	first->upgrades_refused = m->score->stats.upgrades_refused;
 }
 
 /* Makes the master's loop and opens what the processes will serve; false with all problems. */
@@ -434,6 +444,7 @@ int master_run(const struct service_options *options, struct config *config, uns
 			master_upgrade(&m);
 		if (m.attempt.stage != PREPARING) /* a process begins with what all have then */
 			seats_start(&m.seats);
+		show_upgrades(&m);
 		loop_turn(m.loop);
 	}
 	inquiries_end(&m.inquiries);
