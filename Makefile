@@ -11,7 +11,7 @@ BUILD      = build
 # tests/spec/layers_spec.lua reads these lines and checks that.
 
 # 0 ground: logging, memory, plain data, addresses, counters and where processes share them, rights
-GROUND   = mem log_line log_fold log value addr stats scoreboard metrics sources privs
+GROUND   = mem utf8 log_line log_fold log value addr stats scoreboard metrics sources privs
 
 # 1 settings: all mistakes at once, a sandboxed Lua file to plain data, plain data to a checked configuration
 SETTINGS = problems confread_lines confread_value confread option config_schema config_dump config_tls config

@@ -6,7 +6,10 @@
 #include <string.h>
 #include <time.h>
 
+#include "utf8.h"
+
 #include "mem.h"
+#include "utf8.h"
 
 static const int level_priorities[] = {3, 4, 6, 7}; /* syslog's */
 
@@ -27,26 +30,12 @@ static void put_text(struct log_line *line, const char *text)
 	put(line, text, strlen(text));
 }
 
-/* The length of the well-formed UTF-8 sequence at text, 0 if there is none. */
-size_t log_line_utf8(const char *text)
-{
-	const unsigned char *s = (const unsigned char *)text;
-	size_t length = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
-
-	for (size_t i = 1; i < length; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] >= 0xa0) || (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] >= 0x90))
-		return 0; /* overlong, surrogate, or beyond Unicode */
-	return length;
-}
-
 /* Appends text as a JSON string. A byte that is not UTF-8 becomes U+FFFD: what peers send must not break the reader of the log. */
 static void put_json(struct log_line *line, const char *text)
 {
 	put(line, "\"", 1);
 	while (*text) {
-		size_t length = log_line_utf8(text);
+		size_t length = utf8_length(text);
 		char escape[8];
 
 		if (length == 0) {
@@ -75,7 +64,7 @@ static void put_plain(struct log_line *line, const char *text, size_t length)
 {
 	for (size_t i = 0; i < length;) {
 		unsigned char byte = (unsigned char)text[i];
-		size_t n = log_line_utf8(&text[i]);
+		size_t n = utf8_length(&text[i]);
 		bool control = byte < 0x20 || byte == 0x7f || (byte == 0xc2 && (unsigned char)text[i + 1] < 0xa0);
 		char escape[8];
 

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "log_line.h"
 #include "mem.h"
+#include "utf8.h"
 
 /* A series of all processes on its way out. */
 struct sum {
@@ -87,7 +87,7 @@ static void write_processes(FILE *to, const struct scoreboard *board, uint64_t n
 static void write_escaped(FILE *to, const char *text)
 {
 	for (size_t length; *text; text += length ? length : 1) {
-		length = log_line_utf8(text);
+		length = utf8_length(text);
 		if (!length)
 			fprintf(to, "\\\\x%02x", (unsigned char)*text);
 		else if (*text == '\n')

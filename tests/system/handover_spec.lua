@@ -46,9 +46,10 @@ local function start(text, options, config)
   t.write("h.lua", text)
   local d = t.start(([[listen "tcp://127.0.0.1:%d" { handler = "h" %s }
     listen "unix://x.sock" { handler = "h" }
-    callback_time = %g
+    %s
     log = { level = "debug", repeats = 0 }
-    %s]]):format(port, options and ", " .. options or "", t.seconds(0.1), config or ""))
+    %s]]):format(port, options and ", " .. options or "",
+    (config or ""):find("callback_time") and "" or "callback_time = " .. t.seconds(0.1), config or ""))
   return d, port
 end
 
@@ -161,7 +162,7 @@ describe("a hand-over", function()
       function H:receive_data() self:set_watermarks(1000, 2000) assert(self:send_data(("abcdefgh"):rep(%d)) == false) end
       function H:drained() self:send_data("drained ", WORD, "\n") end
       function H:takeover() em.log.info("takes over with %%d bytes to send", self:get_outbound_data_size()) end]]):format(size // 8))
-    local d, port = start(text)
+    local d, port = start(text, nil, "callback_time = 5")
     local c = t.connect(port, { buffer = 4096 }):expect("hello\n")
     c:send("go")
     local got = c:receive(100000)
