@@ -21,7 +21,7 @@ enum { CO = 1, FAIL, STATE, ERROR, USER_VALUES = ERROR }; /* uservalues of a tas
 struct lua_reading {
 	struct lua_task *task;
 	struct lua_conn *lc;
-	struct lua_reading *prev, *next;                 /* the task's */
+	struct lua_reading *prev, *next;               /* the task's */
 	struct lua_reading *conn_previous, *conn_next; /* the connection's */
 };
 
@@ -39,17 +39,17 @@ struct lua_task {
 	bool closing;       /* what it has to close is being closed */
 	struct timer sleep; /* em.sleep's */
 	struct lua_reading *readings;
-	struct lua_task *prev, *next;                   /* the VM's */
-	struct lua_task *owner_previous, *owner_next;   /* its owner's */
-	struct lua_task *queue_previous, *queue_next;   /* of those that are ready */
+	struct lua_task *prev, *next;                 /* the VM's */
+	struct lua_task *owner_previous, *owner_next; /* its owner's */
+	struct lua_task *queue_previous, *queue_next; /* of those that are ready */
 };
 
 static const struct lua_conn_coroutines hooks;
 
-/* Lets the peer's end count, which nobody of those who read is there to answer any more. */
+/* Lets the peer's end count when the last of those who read has ended. */
 static void settle_eof(struct lua_conn *lc)
 {
-	if (!lc->eof_waits || lc->tasks || lc->readings)
+	if (!lc->eof_waits || lc->readings)
 		return;
 	lc->eof_waits = false;
 	if (lc->c && lc->c->state == CONN_OPEN)
@@ -90,17 +90,15 @@ static void unqueue(struct lua_task *t)
 static void release(struct lua_task *t)
 {
 	struct vm *vm = t->vm;
-	struct lua_conn *owner = t->owner;
 
 	unqueue(t);
 	stop_sleep(t);
 	while (t->readings)
 		drop_reading(t->readings);
 	DL_DELETE(vm->tasks, t);
-	if (owner) {
-		DL_DELETE2(owner->tasks, t, owner_previous, owner_next);
+	if (t->owner) {
+		DL_DELETE2(t->owner->tasks, t, owner_previous, owner_next);
 		t->owner = NULL;
-		settle_eof(owner);
 	}
 	if (vm->body_task == t) {
 		vm->body_task = NULL;
@@ -386,7 +384,8 @@ static struct lua_task *check_current(lua_State *L, const char *name)
 	if (L != t->co)
 		luaL_error(L, "%s cannot wait inside of coroutine.wrap or coroutine.resume: call it in the function given to em.go", name);
 	if (!lua_isyieldable(L))
-		luaL_error(L, "%s cannot wait inside of a callback, or of a C function that calls back (require, table.sort, string.gsub, tostring)",
+		luaL_error(L,
+		           "%s cannot wait inside of a callback, or of a C function that calls back (require, table.sort, string.gsub, tostring)",
 		           name);
 	return t;
 }
@@ -518,11 +517,11 @@ static void tell_end(struct lua_conn *lc, bool for_good)
 	vm_enter(lc->vm, &call);
 }
 
-/* The peer's end. Whoever still reads, or has something to do for the connection, may answer. */
+/* The peer's end. Whoever reads learns of it, and may answer; coroutines that do not read do not keep a connection. */
 static bool on_eof(struct lua_conn *lc)
 {
 	tell_end(lc, false);
-	return lc->tasks || lc->readings;
+	return lc->readings != NULL;
 }
 
 /* The end of a connection: those who read from it get what is left, then those that are its own are ended. */
@@ -531,11 +530,11 @@ static void on_ended(struct lua_conn *lc)
 	bool unbinding = lc->unbinding;
 	const char *why = lc->c ? lc->c->end_why : "closed";
 
+	lc->unbinding = true; /* it has ended for those who read; what is started now is nobody's */
+	lc->eof_waits = false;
 	if (lc->c)
 		tell_end(lc, true);
 	run_queue(lc->vm);
-	lc->eof_waits = false;
-	lc->unbinding = true; /* what is started now is nobody's */
 	while (lc->tasks)
 		end(lc->tasks, why);
 	lc->unbinding = unbinding;
@@ -572,9 +571,9 @@ void lua_go_cancel_all(struct vm *vm)
 	struct lua_task *t, *next;
 
 	vm->cancelling = true;
-	DL_FOREACH_SAFE (vm->tasks, t, next)
-		if (!t->owner && !(t == vm->body_task && vm->waiting))
-			end(t, "stopped");
+	DL_FOREACH_SAFE(vm->tasks, t, next)
+	if (!t->owner && !(t == vm->body_task && vm->waiting))
+		end(t, "stopped");
 	vm->cancelling = false;
 }
 
@@ -585,9 +584,8 @@ bool lua_go_busy(const struct vm *vm)
 }
 
 static const luaL_Reg functions[] = {
-	{"go", l_go},       {"current", l_current}, {"suspend", l_suspend}, {"wake", l_wake},
-	{"waits", l_waits}, {"sleep", l_sleep},     {"reads", l_reads},     {"hold", l_hold},
-	{"set_reader", l_set_reader}, {NULL, NULL},
+	{"go", l_go},       {"current", l_current}, {"suspend", l_suspend},       {"wake", l_wake}, {"waits", l_waits}, {"sleep", l_sleep},
+	{"reads", l_reads}, {"hold", l_hold},       {"set_reader", l_set_reader}, {NULL, NULL},
 };
 
 /* Registers all of it. */

@@ -164,6 +164,11 @@ local function take(conn, b, n)
   return data
 end
 
+--- The last byte that has come, of one or more.
+local function last_byte(b)
+  return (b.tail[#b.tail] or b.head):byte(-1)
+end
+
 --- Where the next newline is in head, nil: there is none in all that is there.
 local function find_line(b)
   local at = b.head:find("\n", b.at, true)
@@ -234,8 +239,8 @@ local function read_line(conn, max)
   max = limit("read_line", max, MAX_LINE)
   local b = begin(conn, "read_line")
   local at = find_line(b)
-  while not at and b.size <= max + 1 and not b.eof do
-    wait(conn, b, "read_line", max + 2, true)
+  while not at and not b.eof and (b.size <= max or (b.size == max + 1 and last_byte(b) == 13)) do
+    wait(conn, b, "read_line", b.size <= max and max + 1 or max + 2, true)
     at = find_line(b)
   end
   local length = at and at - b.at or b.size
