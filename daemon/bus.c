@@ -219,18 +219,21 @@ static void fit(struct bus *b)
 	b->in_size = wanted;
 }
 
-/* Takes the descriptors out of a received message; false when some were lost. */
-static bool take_fds(struct bus *b, struct msghdr *message)
+/* Takes the descriptors out of a received message. One for which the process has no room is -1. */
+static void take_fds(struct bus *b, struct msghdr *message)
 {
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
 		size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		b->fds = mem_realloc(b->fds, (b->fd_count + count + 1) * sizeof *b->fds);
+		b->fds = mem_realloc(b->fds, (b->fd_count + count) * sizeof *b->fds);
 		memcpy(b->fds + b->fd_count, CMSG_DATA(c), count * sizeof(int));
 		b->fd_count += count;
 	}
-	return !(message->msg_flags & MSG_CTRUNC);
+	if (message->msg_flags & MSG_CTRUNC) {
+		b->fds = mem_realloc(b->fds, (b->fd_count + 1) * sizeof *b->fds);
+		b->fds[b->fd_count++] = -1;
+	}
 }
 
 /* Bytes have come, or the end. */
@@ -246,10 +249,10 @@ static void on_readable(evutil_socket_t fd, short what, void *data)
 	ssize_t n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
-	bool good = n > 0 && take_fds(b, &message);
-	if (n > 0)
-		b->in_used += (size_t)n;
+	bool good = n > 0;
 	if (good) {
+		take_fds(b, &message);
+		b->in_used += (size_t)n;
 		b->busy = true;
 		good = deliver(b);
 		b->busy = false;

@@ -274,6 +274,12 @@ uint64_t channels_last(const struct channels *cs)
 	return cs->last_number;
 }
 
+/* The last one that is no more in the queue. */
+uint64_t channels_delivered(const struct channels *cs)
+{
+	return cs->first ? cs->first->number - 1 : cs->last_number;
+}
+
 /* Is there something to deliver? */
 bool channels_pending(const struct channels *cs)
 {

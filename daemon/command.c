@@ -110,7 +110,7 @@ static char *cell(const char *name, const json_t *v)
 	char *text = mem_strdup(json_string_value(v));
 	for (char *c = text; *c; c++)
 		if ((unsigned char)*c < ' ' || *c == 0x7f)
-			*c = '?';
+			*c = *c == '\t' ? ' ' : '?'; /* tabs stand between the results of eval */
 	return text;
 }
 

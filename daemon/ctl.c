@@ -279,6 +279,10 @@ static int parse(struct ctl *k, int argc, char **argv)
 	char *why = NULL;
 	if (!command_check(k->command, k->argument, &why))
 		return misuse(why);
+	json_t *argument = json_string(k->argument ? k->argument : "");
+	json_decref(argument);
+	if (!argument)
+		return misuse(mem_printf("%s: the argument is not UTF-8", k->command));
 	return -1;
 }
 

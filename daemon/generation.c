@@ -314,6 +314,8 @@ static bool take_over(struct dialer *d, struct generation *before)
 /* Begins to serve. */
 void generation_start(struct generation *g, struct generation *before)
 {
+	if (before)
+		lua_channel_start(g->vm);
 	vm_start(g->vm);
 	for (size_t i = 0; i < g->config->listen_count; i++)
 		if (g->config->listens[i].url.scheme == SCHEME_UDP)

@@ -116,19 +116,32 @@ void inquiries_end(struct inquiries *set)
 		conclude(set->all);
 }
 
+/* Sends a report to the master; false when it is too large for that, or for what waits to be sent. */
+static bool send_report(struct bus *bus, const json_t *number, const struct report *report)
+{
+	json_t *answer = json_pack("{s:O, s:o}", "number", number, "report", report_pack(report));
+	char *text = json_dumps(answer, JSON_COMPACT);
+	bool sent = !text || bus_send(bus, BUS_CONTROL_REPLY, text, strlen(text), NULL, 0);
+
+	free(text);
+	json_decref(answer);
+	return sent;
+}
+
 /* Answers for a process. */
 void inquiry_reply(struct bus *bus, const struct bus_message *message, struct runtime *r, struct generation *newest)
 {
 	json_t *o = json_loadb(message->bytes, message->length, 0, NULL);
 	struct report report = newest ? report_answer(r, newest, "serving", json_object_get(o, "request"))
 	                              : report_failure(COMMAND_FAILED, mem_strdup("the process does not serve yet"));
-	json_t *answer = json_pack("{s:O, s:o}", "number", json_object_get(o, "number"), "report", report_pack(&report));
-	char *text = json_dumps(answer, JSON_COMPACT);
+	const json_t *number = json_object_get(o, "number");
 
-	if (text && !bus_send(bus, BUS_CONTROL_REPLY, text, strlen(text), NULL, 0))
+	if (!send_report(bus, number, &report)) {
+		struct report failure = report_failure(COMMAND_FAILED, mem_printf("process %u: the answer is too large", r->loop->process));
 		log_warn("an answer to the master is too large, or cannot be sent");
-	free(text);
-	json_decref(answer);
+		(void)send_report(bus, number, &failure);
+		json_decref(failure.result);
+	}
 	json_decref(report.result);
 	json_decref(o);
 }

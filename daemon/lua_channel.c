@@ -194,27 +194,14 @@ static struct lua_subscription *find_owned(struct lua_conn *lc, const char *name
 	return s;
 }
 
-/* Moves them all. */
-void lua_channel_move(struct lua_conn *from, struct lua_conn *to)
+/* Those of a generation that begins to serve hear what waits: those of the one before do not any more. */
+void lua_channel_start(struct vm *vm)
 {
-	for (struct lua_subscription *s = from->subscriptions, *next; s; s = next) {
-		next = s->who_next;
-		size_t length;
-		const char *name = channel_name(&s->to->listener, &length);
-		struct lua_subscription *there = find_owned(to, name, length);
-		if (there) {
-			there->since = there->since < s->since ? there->since : s->since;
-			cancel(s);
-			continue;
-		}
-		struct lua_channel *channel = get(to->vm, name, length); /* before the name goes with the old one */
-		DL_DELETE2(from->subscriptions, s, who_previous, who_next);
-		unlink_from(s);
-		s->who = to;
-		DL_APPEND2(to->subscriptions, s, who_previous, who_next);
-		link_in(s, channel);
-		to->cancel_subscriptions = cancel_owned;
-	}
+	struct lua_subscription *s, *next;
+
+	HASH_ITER(hh, vm->subscriptions, s, next)
+	if (!s->who)
+		s->since = channels_delivered(vm->options.channels);
 }
 
 /* Ends functions' or all. */
@@ -256,6 +243,26 @@ static struct lua_subscription *add(struct vm *vm, const char *name, size_t leng
 	s->who = who;
 	link_in(s, get(vm, name, length));
 	return s;
+}
+
+/* Subscribes a connection that is not yet. */
+static struct lua_subscription *add_owned(struct lua_conn *lc, const char *name, size_t length)
+{
+	struct lua_subscription *s = add(lc->vm, name, length, LUA_NOREF, lc);
+
+	DL_APPEND2(lc->subscriptions, s, who_previous, who_next);
+	lc->cancel_subscriptions = cancel_owned;
+	return s;
+}
+
+/* Copies them all. */
+void lua_channel_copy(const struct lua_conn *from, struct lua_conn *to)
+{
+	for (const struct lua_subscription *s = from->subscriptions; s; s = s->who_next) {
+		size_t length;
+		const char *name = channel_name(&s->to->listener, &length);
+		add_owned(to, name, length)->since = s->since;
+	}
 }
 
 /* The object at index 1. */
@@ -352,9 +359,7 @@ static int l_conn_subscribe(lua_State *L)
 	if (!find_owned(lc, name, length)) {
 		if (!has_room(L))
 			return 3;
-		struct lua_subscription *s = add(lc->vm, name, length, LUA_NOREF, lc);
-		DL_APPEND2(lc->subscriptions, s, who_previous, who_next);
-		lc->cancel_subscriptions = cancel_owned;
+		add_owned(lc, name, length);
 	}
 	lua_pushboolean(L, true);
 	return 1;

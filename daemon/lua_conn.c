@@ -242,6 +242,7 @@ void lua_conn_move(struct lua_conn *from, struct lua_conn *to)
 	to->eof_unheard = from->eof_unheard;
 	to->moved = false;
 	from->c = NULL;
+	from->label = from->own_label; /* a listener's name goes with that */
 	from->listener = NULL;
 	from->tls = NULL;
 	from->proxy_for = NULL;
@@ -516,8 +517,7 @@ static int ready_body(lua_State *L)
 
 	lua_rawgeti(L, LUA_REGISTRYINDEX, e->lc->subject.self_ref);
 	lua_rawgeti(L, LUA_REGISTRYINDEX, e->lc->vm->connection_ref);
-	lua_pushstring(L, name);
-	lua_rawget(L, -2); /* self, Connection, method */
+	lua_getfield(L, -1, name); /* self, Connection, method; Connection may be frozen, see lua_freeze.h: empty, but for its metatable */
 	lua_getfield(L, -3, name);
 	if (lua_rawequal(L, -1, -2) && luaL_getmetafield(L, 2, "__index") != LUA_TNIL) {
 		if (lua_isfunction(L, -1)) {

@@ -210,6 +210,8 @@ static void leave(struct lua_conn *lc)
 		lc->cancel_timers(lc);
 	if (lc->coroutines)
 		lc->coroutines->on_ended(lc);
+	if (lc->cancel_subscriptions)
+		lc->cancel_subscriptions(lc);
 	lua_conn_let_go(lc);
 }
 
@@ -226,11 +228,10 @@ static char *take_over(struct lua_conn *lc, struct heir *heir, struct vm *to, st
 		return why;
 	h.lc->handler = heir->handler;
 	lua_conn_move(lc, h.lc);
-	lua_channel_move(lc, h.lc);
+	lua_channel_copy(lc, h.lc); /* the old one's stay as they are, should it stay, whatever takeover does with them */
 	why = enter(&h, "takeover", takeover_body);
 	if (why && undo(c, &before)) {
 		lua_conn_move(h.lc, lc);
-		lua_channel_move(h.lc, lc);
 		leave(h.lc);
 		return why;
 	}

@@ -51,6 +51,7 @@ static void clear(struct master *m, bool is_master)
 		control_abandon(m->control);
 		inquiries_end(&m->inquiries);
 		control_answer_all(&m->reloaders, (struct report){0});
+		control_answer_all(&m->attempt.askers, (struct report){0});
 		control_answer_all(&m->stoppers, (struct report){0});
 		control_answer_all(&m->upgraders, (struct report){0});
 	}
@@ -131,6 +132,7 @@ static void stop(struct master *m, uint64_t limit_ns)
 		master_keep_all(m);
 	}
 	seats_hold(&m->seats);
+	timer_stop(m->loop, &m->attempt.limit);
 	ports_close(&m->ports, false);
 	timer_start(m->loop, &m->stop_limit, limit_ns);
 }
@@ -198,6 +200,8 @@ static void go_on_starting(struct master *m)
 			fail(m);
 			return;
 		}
+		if (m->options->legacy) /* nobody else serves any more: from here on a process that ends is replaced */
+			m->state = SERVING;
 		seats_send(&m->seats, BUS_COMMIT, NULL, 0);
 	} else if (ready == 1 && seats_taken(&m->seats) == 1) {
 		for (unsigned i = 1; i < m->seats.count; i++)
@@ -242,7 +246,7 @@ static void on_committed(struct master *m, struct seat *seat)
 
 	seat->state = SEAT_SERVING;
 	seat->awaited = false;
-	if (m->state == STARTING)
+	if (!m->told_ready && m->state != STOPPING)
 		go_on_starting(m);
 	else if (starts)
 		log_info("process %u serves (pid %ld)", seat->index, (long)seat->pid);
@@ -278,7 +282,7 @@ static void on_message(void *data, struct seat *seat, const struct bus_message *
 	case BUS_LEFT: master_on_left(m, seat, message); break;
 	case BUS_CONTROL_REPLY: inquiry_answered(&m->inquiries, seat->index, message); break;
 	case BUS_STOPPING:
-		if (message->length != sizeof order || m->state != SERVING)
+		if (message->length != sizeof order || m->state == STOPPING)
 			break;
 		memcpy(&order, message->bytes, sizeof order);
 		if (order.status >= 0)
@@ -314,12 +318,9 @@ static void on_end(void *data, struct seat *seat, const char *how)
 		log_error("process %u %s: the next one starts in %.0f s", seat->index, how, (double)wait_ns / 1e9);
 	else
 		log_error("process %u %s: another one takes its place", seat->index, how);
-	if (m->attempt.stage == PREPARING && was_awaited) {
+	if (m->attempt.stage == PREPARING && was_awaited)
 		problems_add(&m->attempt.problems, "process %u %s while it loaded the handlers", seat->index, how);
-		master_abort(m);
-	} else {
-		master_go_on(m);
-	}
+	master_go_on(m); /* it is over when all have answered: a late answer would be taken for one to the next reload */
 }
 
 static const struct seats_events events = {.become = become, .on_message = on_message, .on_end = on_end};
@@ -354,7 +355,8 @@ static void on_signal(int signo, void *data)
 static bool is_settled(const struct master *m)
 {
 	for (unsigned i = 0; i < m->seats.count; i++)
-		if (m->seats.all[i].state == SEAT_STARTING || m->seats.all[i].state == SEAT_READY)
+		if (m->seats.all[i].state == SEAT_STARTING || m->seats.all[i].state == SEAT_READY ||
+		    (m->seats.all[i].state == SEAT_SERVING && m->seats.all[i].hung))
 			return false;
 	return m->state == SERVING && m->attempt.stage == IDLE && !m->leaving && !upgrade_under_way(&m->upgrade);
 }
@@ -401,7 +403,7 @@ static bool begin(struct master *m, unsigned count)
 	m->inquiries = (struct inquiries){.loop = m->loop, .count = count, .send = master_send_request, .data = m};
 	timer_init(&m->progress, master_on_progress, m);
 	timer_init(&m->stop_limit, on_stop_limit, m);
-	timer_init(&m->attempt.limit, master_on_prepare_limit, m);
+	timer_init(&m->attempt.limit, master_on_limit, m);
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
 		if (signals[i] != SIGUSR2 || m->options->self)
 			m->watches[i] = sig_watch(m->loop, signals[i], on_signal, m);
@@ -430,13 +432,15 @@ int master_run(const struct service_options *options, struct config *config, uns
 			master_reload(&m);
 		if (m.upgrade_asked && is_settled(&m))
 			master_upgrade(&m);
-		seats_start(&m.seats);
+		if (m.attempt.stage != PREPARING) /* a process begins with what all have then */
+			seats_start(&m.seats);
 		loop_turn(m.loop);
 	}
 	inquiries_end(&m.inquiries);
 	if (m.control) {
 		control_answer_all(&m.stoppers, (struct report){.result = json_string("stopped")});
 		control_answer_all(&m.reloaders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
+		control_answer_all(&m.attempt.askers, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
 		control_answer_all(&m.upgraders, report_failure(COMMAND_FAILED, mem_strdup("the daemon is stopping")));
 		control_close(m.control);
 	}

@@ -28,6 +28,7 @@ struct attempt {
 	struct port **open;
 	struct problems problems;
 	struct timer limit;
+	struct control_request *askers; /* who wait for its outcome; those who ask while it runs wait for the next one's */
 };
 
 struct master {
@@ -90,7 +91,8 @@ unsigned master_awaited(const struct master *m);
 void master_reload(struct master *m);
 void master_go_on(struct master *m);
 void master_abort(struct master *m);
-void master_on_prepare_limit(void *data); /* the attempt's timer's */
+uint64_t master_answer_limit(const struct master *m); /* how long a process may take to answer an order */
+void master_on_limit(void *data);                     /* the attempt's timer's, and an upgrade's that asks processes */
 
 /* --- master_upgrade.c --- */
 

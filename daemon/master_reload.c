@@ -1,4 +1,5 @@
 /* A reload of all processes: prepared by all, then committed by all, or by none. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,7 +10,7 @@
 #include "member.h"
 #include "notify.h"
 
-#define PREPARE_NS 30000000000u /* for the first half of a reload, where processes may hang for ever */
+#define ANSWER_NS 30000000000u /* for an answer, where processes may hang for ever or are in the middle of a callback */
 
 /* Adds one that is not known yet. */
 void master_add_once(struct problems *problems, const char *text)
@@ -39,7 +40,15 @@ static uint64_t prepare_limit(const struct master *m)
 {
 	uint64_t limit_ns = master_hang_limit(m->config->config);
 
-	return limit_ns ? limit_ns : PREPARE_NS;
+	return limit_ns ? limit_ns : ANSWER_NS;
+}
+
+/* How long a process may take to answer. */
+uint64_t master_answer_limit(const struct master *m)
+{
+	uint64_t limit_ns = master_hang_limit(m->config->config);
+
+	return limit_ns > ANSWER_NS ? limit_ns : ANSWER_NS;
 }
 
 /* Tells what has become of an attempt, and ends it. */
@@ -66,7 +75,7 @@ static void conclude(struct master *m, bool done)
 		r.result = json_pack("{s:I}", "generation", (json_int_t)m->number);
 	else
 		r = report_failures(&a->problems);
-	control_answer_all(&m->reloaders, r);
+	control_answer_all(&a->askers, r);
 	timer_stop(m->loop, &a->limit);
 	problems_clear(&a->problems);
 	a->stage = IDLE;
@@ -118,7 +127,7 @@ static void commit_attempt(struct master *m)
 	m->sources = a->sources;
 	m->number++;
 	a->stage = COMMITTING;
-	timer_stop(m->loop, &a->limit);
+	timer_start(m->loop, &a->limit, master_answer_limit(m));
 	for (unsigned i = 0; i < m->seats.count; i++) {
 		struct seat *seat = &m->seats.all[i];
 		seat->awaited = seat->state == SEAT_SERVING;
@@ -147,7 +156,7 @@ void master_go_on(struct master *m)
 }
 
 /* A process takes too long: it hangs, for all that is known. */
-void master_on_prepare_limit(void *data)
+void master_on_limit(void *data)
 {
 	struct master *m = data;
 	struct attempt *a = &m->attempt;
@@ -156,28 +165,28 @@ void master_on_prepare_limit(void *data)
 		struct seat *seat = &m->seats.all[i];
 		if (!seat->awaited)
 			continue;
-		problems_add(&a->problems, "process %u has not loaded the handlers in %.0f s", seat->index, (double)prepare_limit(m) / 1e9);
-		seat_end_hanging(seat, "does not get done with loading");
+		if (a->stage == PREPARING)
+			problems_add(&a->problems, "process %u has not loaded the handlers in %.0f s", seat->index, (double)prepare_limit(m) / 1e9);
+		seat_end_hanging(seat, a->stage == PREPARING ? "does not get done with loading" : "does not answer");
 	}
 	master_abort(m);
 }
 
-/* Sends a process the sockets that are new, and the order to prepare. */
-static void order_prepare(struct master *m, struct seat *seat, const struct member_reload *order)
+/* Sends a process the sockets that are new. */
+static void hand_ports(struct master *m, struct seat *seat)
 {
 	struct attempt *a = &m->attempt;
 	const struct config *config = a->config->config;
 
 	for (size_t i = 0; i < config->listen_count; i++) {
-		if (a->open[i]->current || config->listens[i].url.scheme == SCHEME_FD)
+		if (a->problems.count || seat->bus_ended || a->open[i]->current || config->listens[i].url.scheme == SCHEME_FD)
 			continue;
 		char *text = mem_printf("%zu %s", ports_before(config, i), config->listens[i].url_text);
 		int fd = ports_socket(a->open[i], seat->index);
-		seat_send(seat, BUS_PORT, text, strlen(text), &fd, 1);
+		if (!bus_send(seat->bus, BUS_PORT, text, strlen(text), &fd, 1))
+			problems_add(&a->problems, "listen %s: %s", config->listens[i].url_text, strerrordesc_np(errno));
 		free(text);
 	}
-	seat_send(seat, BUS_PREPARE, order, sizeof *order, NULL, 0);
-	seat->awaited = true;
 }
 
 /* SIGHUP: all of it in all processes, or nothing in any. */
@@ -186,6 +195,8 @@ void master_reload(struct master *m)
 	struct attempt *a = &m->attempt;
 
 	m->reload_asked = false;
+	a->askers = m->reloaders;
+	m->reloaders = NULL;
 	notify_reloading();
 	struct config *config = settings_read(m->options, &a->problems);
 	if (config)
@@ -199,14 +210,21 @@ void master_reload(struct master *m)
 	a->open = ports_open(&m->ports, config, config->user, &a->problems);
 	a->sources = sources_new();
 	a->stage = PREPARING;
+	for (unsigned i = 0; i < m->seats.count && !a->problems.count; i++)
+		if (m->seats.all[i].state == SEAT_SERVING)
+			hand_ports(m, &m->seats.all[i]);
 	if (a->problems.count) {
 		master_abort(m);
 		return;
 	}
 	timer_start(m->loop, &a->limit, prepare_limit(m));
 	struct member_reload order = {.generation = m->number + 1, .digest = settings_digest(config)};
-	for (unsigned i = 0; i < m->seats.count; i++)
-		if (m->seats.all[i].state == SEAT_SERVING)
-			order_prepare(m, &m->seats.all[i], &order);
+	for (unsigned i = 0; i < m->seats.count; i++) {
+		struct seat *seat = &m->seats.all[i];
+		if (seat->state != SEAT_SERVING)
+			continue;
+		seat_send(seat, BUS_PREPARE, &order, sizeof order, NULL, 0);
+		seat->awaited = true;
+	}
 	master_go_on(m);
 }

@@ -47,6 +47,7 @@ void master_go_on_upgrading(struct master *m)
 	if (!legacy || master_awaited(m))
 		return;
 	m->leaving = NULL;
+	timer_stop(m->loop, &m->attempt.limit);
 	activation_leave(m->activation, legacy);
 	ports_leave(&m->ports, legacy);
 	legacy_leave_text(legacy, "store", m->store);
@@ -66,7 +67,7 @@ void master_on_left(struct master *m, struct seat *seat, const struct bus_messag
 
 	if (!message->length)
 		seat->awaited = false;
-	if (m->leaving && message->length > sizeof left && message->fd_count == 1) {
+	if (m->leaving && message->length > sizeof left && message->fd_count == 1 && message->fds[0] >= 0) {
 		const char *name = message->bytes + sizeof left, *path = name + strlen(name) + 1;
 		memcpy(&left, message->bytes, sizeof left);
 		struct sockfile file = {.path = (char *)path, .device = left.device, .inode = left.inode};
@@ -81,6 +82,7 @@ void master_upgrade(struct master *m)
 {
 	m->upgrade_asked = false;
 	m->leaving = legacy_new();
+	timer_start(m->loop, &m->attempt.limit, master_answer_limit(m));
 	for (unsigned i = 0; i < m->seats.count; i++) {
 		struct seat *seat = &m->seats.all[i];
 		seat->awaited = seat->state == SEAT_SERVING;

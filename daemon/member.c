@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "guard.h"
 #include "inquiry.h"
 #include "log.h"
 #include "mem.h"
@@ -258,6 +259,7 @@ static bool take_place(struct member *m, struct problems *problems)
 	loop->processes = p->count;
 	s->ports.from_master = s->ports.silent = true;
 	s->ports.handed = p->handed;
+	s->pending = &m->prepared;
 	s->on_stop = on_stop;
 	s->user = m;
 	tls_set_secret(s->runtime.tls, &p->secret);
@@ -285,6 +287,11 @@ int member_run(const struct member_place *place)
 	prctl(PR_SET_NAME, name);
 	bool placed = take_place(&m, &problems);
 	settings_log_problems(&problems, "");
+	sigset_t of_guard; /* the limit on the time of callbacks is for loading too */
+	sigemptyset(&of_guard);
+	sigaddset(&of_guard, guard_signal());
+	if (placed)
+		sigprocmask(SIG_UNBLOCK, &of_guard, NULL);
 	bool started = placed && prepare(&m, place->config, place->sources, place->generation, &problems);
 	problems_clear(&problems);
 	sigset_t none;

@@ -102,7 +102,8 @@ void ports_drop_handed(struct ports *p)
 	while (p->handed) {
 		struct handed *h = p->handed;
 		p->handed = h->next;
-		close(h->fd);
+		if (h->fd >= 0)
+			close(h->fd);
 		free(h->url);
 		free(h);
 	}
@@ -145,11 +146,12 @@ static struct listener *open_socket(struct ports *p, const struct listen_conf *c
 	struct listen_conf shared = *conf;
 
 	if (p->from_master && conf->url.scheme != SCHEME_FD) {
+		bool lost = *find_handed(p, conf->url_text, before) != NULL;
 		int fd = take_handed(p, conf->url_text, before);
 		if (fd >= 0)
 			return listener_adopt(p->loop, conf, fd, p->on_accept, NULL, why);
-		*why = mem_printf("listen %s: the master has no socket for it", conf->url_text);
-		errno = ENOENT;
+		errno = lost ? EMFILE : ENOENT;
+		*why = mem_printf("listen %s: %s", conf->url_text, lost ? strerrordesc_np(EMFILE) : "the master has no socket for it");
 		return NULL;
 	}
 	if (p->slots && is_shareable(conf)) {

@@ -250,6 +250,8 @@ void seats_reap(struct seats *set)
 /* Ends one that hangs. */
 void seat_end_hanging(struct seat *seat, const char *why)
 {
+	if (!seat->pid || seat->reaped || seat->hung)
+		return;
 	seat->hung = true;
 	log_error("process %u (pid %ld) hangs: it %s", seat->index, (long)seat->pid, why);
 	kill(seat->pid, SIGABRT);
@@ -266,8 +268,13 @@ static void on_look(void *data)
 		struct seat *seat = &set->all[i];
 		const volatile struct score *score = &set->board->scores[i];
 		uint64_t turn = score->turn_began_ns, callbacks = score->stats.callbacks;
-		if (!seat->pid || seat->reaped || seat->hung || seat->state == SEAT_STARTING)
+		if (!seat->pid || seat->reaped || seat->hung)
 			continue;
+		if (seat->state == SEAT_STARTING) {
+			if (now - seat->started_ns >= SEAT_LOADING_NS && now - seat->started_ns >= set->hang_ns)
+				seat_end_hanging(seat, "does not get done with loading");
+			continue;
+		}
 		if (!turn || turn != seat->seen_turn_ns || callbacks != seat->seen_callbacks) {
 			seat->seen_turn_ns = turn;
 			seat->seen_callbacks = callbacks;
@@ -296,7 +303,8 @@ void seat_send(struct seat *seat, enum bus_kind kind, const void *bytes, size_t 
 {
 	if (seat->bus && !seat->bus_ended && !bus_send(seat->bus, kind, bytes, length, fds, fd_count) && kind < BUS_ORDERS) {
 		log_error("process %u cannot be told what to do: %s", seat->index, strerrordesc_np(errno));
-		kill(seat->pid, SIGKILL);
+		if (!seat->reaped)
+			kill(seat->pid, SIGKILL);
 	}
 }
 

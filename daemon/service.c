@@ -296,6 +296,8 @@ static void finish(struct service *s)
 {
 	s->state = STOPPED;
 	spread_stop(&s->last_days);
+	if (s->pending)
+		service_abort(s->pending);
 	keep_all(s);
 	upgrade_cancel(&s->upgrade);
 	ports_close(&s->ports, false);
@@ -421,6 +423,8 @@ static void drain(struct service *s)
 	uint64_t limit_ns = s->drain_s >= 0 ? (uint64_t)(s->drain_s * 1e9) : s->newest->config->drain_timeout_ns;
 
 	s->state = DRAINING;
+	if (s->pending)
+		service_abort(s->pending); /* its ports are among those that are closed here */
 	upgrade_cancel(&s->upgrade);
 	keep_all(s);
 	notify_stopping("Draining");

@@ -11,7 +11,7 @@
 #include "loop.h"
 
 #define BUS_MESSAGE_MAX (4u << 20) /* bytes of one message */
-#define BUS_FDS_MAX 250            /* descriptors of one message; the kernel takes 253 */
+#define BUS_FDS_MAX 250            /* descriptors of one message; the kernel takes 253. If some of several find no room, the link breaks */
 
 /* What a message is about. Orders come first: they are few and must arrive, so the queue's limit is not for them. */
 enum bus_kind {
@@ -41,7 +41,7 @@ struct bus_message {
 	enum bus_kind kind;
 	const char *bytes; /* NUL-terminated behind its length */
 	size_t length;
-	int *fds; /* whoever keeps one puts -1 in its place; the others are closed */
+	int *fds; /* whoever keeps one puts -1 in its place; the others are closed. -1 already: this process had no room for it */
 	size_t fd_count;
 };
 

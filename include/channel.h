@@ -65,6 +65,9 @@ bool channels_push(struct channels *cs, const char *name, size_t name_length, ch
 /* The number of the last message. Who joins now is to hear what has a greater one. */
 uint64_t channels_last(const struct channels *cs);
 
+/* The number of the last message that was delivered, or is being so. */
+uint64_t channels_delivered(const struct channels *cs);
+
 /* Does a message wait to be delivered? */
 bool channels_pending(const struct channels *cs);
 

@@ -10,9 +10,12 @@
 /* Puts the functions into the core's table at index 1, and into em.Connection. */
 void lua_channel_open(lua_State *L);
 
-/* Moves the subscriptions of a connection to another handle, in the same VM or another one. What was pushed before and is not delivered
- * yet reaches the new one, once. Not from within a delivery; at the turn's end there is none. Cannot fail, and works both ways. */
-void lua_channel_move(struct lua_conn *from, struct lua_conn *to);
+/* Gives a handle that has none the subscriptions of another one, in the same VM or another one. What was pushed before and is not delivered
+ * yet reaches it, too: whoever calls this lets one of both go before the next delivery. */
+void lua_channel_copy(const struct lua_conn *from, struct lua_conn *to);
+
+/* A VM takes the place of another one: its functions hear what waits to be delivered, which the other's do not any more. */
+void lua_channel_start(struct vm *vm);
 
 /* Ends a VM's subscriptions: those of functions, or all. */
 void lua_channel_cancel_all(struct vm *vm, bool owned_too);

@@ -36,7 +36,7 @@ struct lua_child {
 struct lua_conn_coroutines {
 	void (*push_receive)(lua_State *L);     /* pushes receive(connection, bytes), in the place of a receive_data that is missing */
 	bool (*on_eof)(struct lua_conn *lc);    /* true: it goes on until lua_conn_end_input */
-	void (*on_ended)(struct lua_conn *lc); /* before its unbind, and after, for what that has started */
+	void (*on_ended)(struct lua_conn *lc); /* before its unbind; lc->c may be NULL: moved */
 };
 
 /* The handle: born without a connection, with one while it lives, without one afterwards. */

@@ -66,8 +66,8 @@ size_t ports_before(const struct config *config, size_t block);
 int ports_socket(const struct port *port, unsigned process);
 struct handed *ports_share(const struct ports *p, const struct config *config, unsigned process) __attribute__((warn_unused_result));
 
-/* A socket from the master, for the block of that URL before which so many others have it; taken over. Those that no ports_open has taken are
- * closed by ports_drop_handed. */
+/* A socket from the master, for the block of that URL before which so many others have it; taken over. -1: it got lost on the way. Those that
+ * no ports_open has taken are closed by ports_drop_handed. */
 void ports_hand(struct ports *p, const char *url, size_t occurrence, int fd);
 void ports_drop_handed(struct ports *p);
 

@@ -16,6 +16,7 @@
 #define SEAT_SOON_NS 5000000000u     /* who ends sooner after its start than that has not even begun */
 #define SEAT_WAIT_NS 1000000000u     /* before the third start in a row like that; each further wait is twice as long, ... */
 #define SEAT_LONGEST_NS 30000000000u /* ... up to this */
+#define SEAT_LOADING_NS 30000000000u /* for loading everything, at least, while others serve */
 #define SEAT_ABORT_NS 1000000000u    /* from ABRT to KILL, for one that hangs */
 #define SEAT_GOODBYE_NS 5000000000u  /* for the end of a process that does not listen to the master any more */
 

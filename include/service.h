@@ -45,6 +45,7 @@ struct service {
 	size_t told_left;                             /* connections of which stoppers know that they are left */
 	uint64_t told_ns;                             /* since when */
 	int status;
+	struct prepared *pending; /* what may be committed some turns later, borrowed: the end forgets it; NULL: nothing */
 	void (*on_stop)(struct service *s, double drain_s, int status); /* em.stop is told also to whom it may concern; NULL: to nobody */
 	void *user;
 };

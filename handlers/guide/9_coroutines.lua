@@ -1,4 +1,4 @@
---- Step 9: a coroutine for each connection. It reads a line when it wants one and waits where a callback may not; the loop goes on meanwhile.
+--- Step 9: a coroutine for each connection. It waits where a callback may not, while the loop goes on.
 --   build/reactord run handlers/guide/9_coroutines.lua -l tcp://127.0.0.1:9000
 
 local em = require "em"

@@ -351,6 +351,29 @@ describe("em.watch", function()
     assert.equal(0, d:wait())
     assert.equal(1, d:count_log "{{called}}")
   end)
+
+  it("calls the class of a restricted handler, and asks no more where there is no callback", function()
+    local s = serve [[
+      local W = {}
+      function W:notify_readable() say("readable") self:close_connection() end
+      local H = {}
+      function H:receive_data(data)
+        x.watch = em.watch(self:detach(), data == "none" and {} or W)
+        x.watch:notify_readable(true)
+        say("watches")
+      end
+      return H]]
+    local a, b = s:connect(), s:connect()
+    a:send("x")
+    s:waits_for("watches")
+    a:send("y")
+    s:expects { "watches", "readable" }
+    b:send("none")
+    s:expects { "watches", "readable", "watches" }
+    b:send("y")
+    t.until_true(function() return s:eval "return x.watch:notify_readable()" == false end)
+    s:eval "x.watch:close_connection()"
+  end)
 end)
 
 describe("em.attach_server", function()

@@ -1,5 +1,6 @@
 -- Named channels and em.shared with several processes: everyone hears everyone, and counts in the same place.
 local t = require "tests.support.harness"
+local P = require "tests.support.processes"
 local lfs = require "lfs"
 
 local handler = [[
@@ -130,20 +131,14 @@ describe("with two processes", function()
     local a, b = connect()
     b:send("set kept\n"):expect("set\n")
     for _ = 1, t.full and 4 or 2 do -- each start after a crash waits twice as long
-      local pids = {}
-      for pid in t.run({ "pgrep", "-P", tostring(d.pid) }).out:gmatch("%d+") do pids[#pids + 1] = pid end
-      local victim
-      for _, pid in ipairs(pids) do
-        if t.read("/proc/" .. pid .. "/comm") == "reactord/1\n" then victim = pid end
-      end
-      assert.is_string(victim, "no process 1")
+      local victim = assert(P.pids(d)[1], "no process 1")
       a:send("count 1000000\n")
       t.until_true(function()
         b:send("get\n"):expect("got kept\n")
         b:send("count 1\n")
         return tonumber(b:receive_line():match("%d+")) % 50 == 0
       end)
-      t.run { "kill", "-KILL", victim }
+      assert(t.sys.kill(victim, "KILL"))
       a:receive_end()
       b:send("count 1000\n")
       assert.matches("^counted", b:receive_line())

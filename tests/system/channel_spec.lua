@@ -305,6 +305,25 @@ describe("a named channel", function()
     old:close()
   end)
 
+  it("what waits at a reload is heard by the functions that are there then, once", function()
+    local text = [[
+      local heard = em.shared "heard"
+      em.channel("news"):subscribe(function(v)
+        assert(heard:add(tostring(v), %d)) -- nobody has heard it before
+        if v == %d then em.log.info("{{all %%d}}", #heard:keys()) end
+      end)
+      return {}]]
+    local count = 20000
+    local s = serve(text:format(1, count))
+    s:eval("for i = 1, %d do assert(em.channel('news'):push(i)) end", count)
+    t.write("h.lua", [[local em = require "em"; ]] .. text:format(2, count))
+    s.d:signal("HUP")
+    s.d:wait_log("{{all ", 20)
+    assert.equal(1, s.d:count_log("{{all " .. count .. "}}"))
+    assert.equal("1,2", s:eval "local h = em.shared('heard') return h:get('1') .. ',' .. h:get('20000')")
+    s.d:stop()
+  end)
+
   it("loses and doubles nothing when connections are handed over", function()
     local text = [[
       local em = require "em"

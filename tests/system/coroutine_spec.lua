@@ -71,7 +71,7 @@ describe("em.go", function()
   end)
 
   it("is refused with a reason where nothing can wait", function()
-    local cannot = "NAME cannot wait inside of a callback, or of a C function that calls back %(require, table.sort, string.gsub, tostring%)"
+    local cannot = "NAME cannot wait inside of a callback, or of a C function that calls back %(require, table.sort"
     local wrapped = "NAME cannot wait inside of coroutine.wrap or coroutine.resume: call it in the function given to em.go"
     local outside = "NAME waits, which only a coroutine of em.go can"
     for text, why in pairs {
@@ -79,7 +79,7 @@ describe("em.go", function()
       ["('x'):gsub('x', function() em.await(d) end)"] = { cannot, "em.await" },
       ["tostring(setmetatable({}, { __tostring = function() em.await(d) end }))"] = { cannot, "em.await" },
       ["package.preload.m = function() em.sleep(1) end require 'm'"] = { cannot, "em.sleep" },
-      ["em.listen('tcp://127.0.0.1:0'):on('accept', print) error((select(2, pcall(table.sort, { 1, 2 }, function() c:read(1) end))))"] = { cannot, "read" },
+      ["table.sort({ 1, 2 }, function() c:read(1) end)"] = { cannot, "read" },
       ["coroutine.wrap(function() em.sleep(1) end)()"] = { wrapped, "em.sleep" },
       ["coroutine.wrap(function() c:read_line() end)()"] = { wrapped, "read_line" },
       ["tick(function() em.sleep(1) end)"] = { outside, "em.sleep" },
@@ -222,8 +222,8 @@ describe("reading", function()
       local H = em.Connection:extend()
       function H:post_init()
         em.go(function()
-          say(self:read_line(3)) say(self:read_line(3)) say(self:read_line(3)) say(self:read_line(3)) say(self:read(4)) say(self:read_all(2))
-          say(self:read_all(3))
+          say(self:read_line(3)) say(self:read_line(3)) say(self:read_line(3)) say(self:read_line(3)) say(self:read(4))
+          say(self:read_all(2)) say(self:read_all(3))
         end)
       end
       return H]]
@@ -437,7 +437,9 @@ describe("a connection's coroutine", function()
     local s = serve(guard .. [[
       local H = em.Connection:extend()
       function H:post_init()
-        em.go(function() for line in function() return self:read_line() end do em.sleep(0.01) self:send_data("old " .. line .. "\n") end end)
+        em.go(function()
+          for line in function() return self:read_line() end do em.sleep(0.01) self:send_data("old " .. line .. "\n") end
+        end)
       end
       function x.nobody() em.go(function() local _ <close> = guard "nobody" em.sleep(60) end) end
       function H:handover() return {} end

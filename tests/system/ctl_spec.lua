@@ -244,10 +244,41 @@ describe("reactord ctl", function()
   it("does without a process that hangs", function()
     start "processes = 2\ncontrol_eval = true\nhang_timeout = 0\n"
     local list = ask("status").process_list
-    t.run { "kill", "-STOP", tostring(list[2].pid) }
+    assert(t.sys.kill(list[2].pid, "STOP"))
     assert.equal(1, #ask "listeners") -- of the other one
-    t.run { "kill", "-CONT", tostring(list[2].pid) }
+    assert(t.sys.kill(list[2].pid, "CONT"))
     t.until_true(function() return #ask "listeners" == 2 end)
+    d:stop()
+  end)
+
+  it("tells each who asks for a reload what became of his own", function()
+    t.write("slow.lua", "local till = os.clock() + 0.6 while os.clock() < till do end return {}")
+    start("processes = 2\ncallback_time = 20\n", 'listen "tcp://127.0.0.1:%d" { handler = "slow" }\n')
+    local first, second = t.connect(path), t.connect(path)
+    first:send('{"command": "reload"}\n')
+    t.until_true(function() -- both are loading
+      local busy = 0
+      for _, row in ipairs(ask("status").process_list) do busy = busy + (row.lag > 0.05 and row.uptime > 0.1 and 1 or 0) end
+      return busy == 2
+    end)
+    t.write("slow.lua", "return {")
+    second:send('{"command": "reload"}\n')
+    assert.same({ exit = 0, result = { generation = 2 } }, json.decode(first:receive_line()))
+    local answer = json.decode(second:receive_line())
+    assert.equal(1, answer.exit)
+    assert.is_truthy(answer.errors[1]:find("slow.lua:1:", 1, true))
+    d:stop()
+  end)
+
+  it("says that an answer of a process is too large for its way", function()
+    start "processes = 2\ncontrol_eval = true\n"
+    local status, out, err = ctl("eval", "('x'):rep(9000000)")
+    assert.equal(1, status)
+    assert.equal("", out)
+    assert.is_truthy(err:find("the answer is too large", 1, true))
+    status, out = ctl("eval", "1, 2")
+    assert.equal(0, status)
+    assert.is_truthy(out:find("\n +2  1 2\n"))
     d:stop()
   end)
 
@@ -378,6 +409,7 @@ describe("reactord ctl", function()
       { "close wants the number", "close", "all" },
       { "status takes no argument", "status", "x" },
       { "log%-level wants error", "log-level", "loud" },
+      { "eval: the argument is not UTF%-8", "eval", "\xff" },
       { "unknown option", "--nonsense", "status" },
       { "wants an argument", "status", "-c" },
     } do

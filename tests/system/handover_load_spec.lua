@@ -3,6 +3,7 @@
 -- be, and nothing grows.
 local ssl = require "ssl"
 local t = require "tests.support.harness"
+local pattern = require "tests.support.pattern"
 local sys = t.sys
 
 local reloads = t.full and 1000 or 50
@@ -34,19 +35,9 @@ function H:unbind(err) em.log.info("has counted %%d %%s", self.count, tostring(e
 return H]]):format(number)
 end
 
--- What all send: its length is prime, so that nothing shifted looks right.
-local period = 65521
-local pattern
-do
-  local bytes, x = {}, 88172645
-  for i = 1, period do
-    x = x ~ (x << 13) & 0xffffffff
-    x = x ~ (x >> 17)
-    x = x ~ (x << 5) & 0xffffffff
-    bytes[i] = string.char(x >> 8 & 0xff)
-  end
-  pattern = table.concat(bytes):rep(3)
-end
+-- What all connections send: each begins elsewhere in it.
+local period = pattern.period
+local stream = pattern(3 * period)
 
 -- A checked connection: what it has sent and received, and how. slow: reads now and then only.
 local Checked = {}
@@ -67,7 +58,7 @@ end
 
 local function part(c, position, length)
   local from = (c.start + position) % period + 1
-  return pattern:sub(from, from + length - 1)
+  return stream:sub(from, from + length - 1)
 end
 
 -- Sends some, as long as not too much is on its way.

@@ -278,6 +278,26 @@ describe("what is counted of a connection that has moved", function()
     d:wait_log("three ends")
   end)
 
+  it("are its listener's name and no more, which the handle of before does not keep", function()
+    local d, port = start(says("one", [[
+      local left
+      function H:handover() left = self return {} end
+      function H:receive_data(data)
+        if data == "tie" then self:on("data", function() end) end
+        if data == "raise" then left:on("boom", function() error("on purpose") end) left:emit("boom") end
+        self:send_data(data)
+      end]]), nil, 'listen "unix://x.sock" { handler = "h" }')
+    local a, b = t.connect(port):expect("hello\n"), t.connect(t.path("x.sock")):expect("hello\n")
+    b:send("tie"):expect("tie")
+    configure('listen "unix://x.sock" { handler = "h" }')
+    reload_with(d, says "two")
+    a:send("x"):expect("two x"):close()
+    d:wait_log("two ends")
+    b:send("raise"):expect("raise")
+    local line = d:wait_log("([^\n]*handler error: [^\n]*on purpose[^\n]*)")
+    assert.is_nil(d:log():match("handler error: [^\n]*on purpose[^\n]*listener="), line)
+  end)
+
   it("is that a drain waits for it", function()
     local d, port = start(says "one", nil, "drain_timeout = 100")
     local a = t.connect(port):expect("hello\n")
@@ -315,6 +335,11 @@ describe("subscriptions of a connection", function()
     reload_with(d, says("three", channels .. "\nfunction H:takeover() self:subscribe('x') error('no') end"))
     c:expect("two news last words\n")
     c:send("c"):expect("two news c1\ntwo news c2\ntwo news c3\n"):expect_silence(0.02)
+    reload_with(d, says("three", channels .. "\nfunction H:takeover() self:unsubscribe('news') self:subscribe('x') error('no') end"))
+    c:expect("two news last words\n")
+    c:send("d"):expect("two news d1\ntwo news d2\ntwo news d3\n")
+    reload_with(d, says("four", channels .. "\nfunction H:takeover() em.channel('x'):push('unheard') em.channel('news'):push('x') end"))
+    c:expect("four news last words\nfour news x\n")
   end)
 end)
 

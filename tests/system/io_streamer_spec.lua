@@ -1,6 +1,7 @@
 -- em.IOStreamer and em.FileStreamer: deferrables that send a Lua file handle or a file.
 local serve = require "tests.support.serve"
 local t = require "tests.support.harness"
+local pattern = require "tests.support.pattern"
 
 local handler = [[
 local H = {}
@@ -20,13 +21,6 @@ local function connect(s, options)
   local c = s:connect(options)
   s:until_true "return x.conn ~= nil"
   return c
-end
-
-local function pattern(length)
-  local line = {}
-  for i = 1, 1024 do line[i] = ("%07d\n"):format(i) end
-  local text = table.concat(line)
-  return text:rep(length // #text + 1):sub(1, length)
 end
 
 describe("em.IOStreamer", function()

@@ -114,12 +114,20 @@ local acts = {
   function(c) local job = c:stream_file_data(file(), { http_chunks = random() < 0.3 })
     if job then job:callback(function() act(c) end):errback(function() act(c) c:kill() end) end end,
   function(c) c:send_file_data(file()) end,
-  function(c) local f = io.open(file()) if f then em.IOStreamer(c, f):callback(function() act(c) f:close() end):errback(function() f:close() end) end end,
+  function(c)
+    local f = io.open(file())
+    if f then em.IOStreamer(c, f):callback(function() act(c) f:close() end):errback(function() f:close() end) end
+  end,
   function() if room() then em.watch_file(file(), H) end end, function() if room() then em.watch_file(x.path("watched"), H) end end,
   function(c) c:stop_watching() end,
   function() local f = io.open(x.path("watched"), "w") f:write("x") f:close() end,
   function() os.rename(x.path("watched"), x.path("folder/moved")) end,
-  function() os.remove(x.path("folder/moved")) local f = io.open(x.path("folder/new"), "w") if f then f:close() end os.remove(x.path("folder/new")) end,
+  function()
+    os.remove(x.path("folder/moved"))
+    local f = io.open(x.path("folder/new"), "w")
+    if f then f:close() end
+    os.remove(x.path("folder/new"))
+  end,
   function() local f = io.open(x.path("shrinks"), "w") f:write(("s"):rep(random(300000))) f:close() end,
   function() watch_for_end(em.dns.resolve(pick(names), { type = pick { "A", "AAAA" } })) end,
   function() watch_for_end(em.dns.resolve(pick(names))) end,
@@ -155,9 +163,15 @@ local function enter(self)
   self:add_periodic_timer(0.2, function() if x.over() then self:close_connection() end end)
 end
 local function begin(self) say("+", self.signature) enter(self) end
-function H:initialize(fd) begin(self) self.own_fd = fd self.is_child = self:get_pid() if self.is_child then kids = kids + 1 end act(self) end
+function H:initialize(fd)
+  begin(self)
+  self.own_fd, self.is_child = fd, self:get_pid()
+  if self.is_child then kids = kids + 1 end
+  act(self)
+end
 for _, name in ipairs { "post_init", "receive_data", "drained", "ssl_handshake_completed", "send_error", "receive_stderr", "file_modified",
-  "file_moved", "file_deleted", "process_exited", "notify_readable", "notify_writable", "receive_message", "proxy_target_unbound", "proxy_completed" } do
+  "file_moved", "file_deleted", "process_exited", "notify_readable", "notify_writable", "receive_message",
+  "proxy_target_unbound", "proxy_completed" } do
   H[name] = function(self)
     if self.dead then say("bad", name, self.signature) end
     act(self)
@@ -231,16 +245,6 @@ describe("a storm of all kinds", function()
       end
     end
     return found
-  end
-
-  -- What a daemon has open, for a message.
-  local function descriptors()
-    local names = {}
-    for name in lfs.dir("/proc/" .. s.d.pid .. "/fd") do
-      names[#names + 1] = lfs.symlinkattributes("/proc/" .. s.d.pid .. "/fd/" .. name, "target")
-    end
-    table.sort(names)
-    return table.concat(names, "\n")
   end
 
   local function write_handler(text)

@@ -220,7 +220,7 @@ describe("metrics", function()
       started[#started + 1] = pid
     end
     assert.equal(2, #started)
-    t.run { "kill", "-KILL", started[1], started[2] }
+    for _, pid in ipairs(started) do assert(t.sys.kill(tonumber(pid), "KILL")) end
     d:wait_log "process 1 serves"
     d:wait_log "process 2 serves"
     local after

@@ -1,5 +1,6 @@
 -- The shipped handler "relay": a TCP proxy in front of servers of the test's own, and of real ones.
 local t = require "tests.support.harness"
+local pattern = require "tests.support.pattern"
 
 -- A relay on a free port with those args (Lua text); options: more of the listen block, and lines of the file.
 local function start(args, options)
@@ -8,13 +9,6 @@ local function start(args, options)
   local d = t.start(('listen "%s://127.0.0.1:%d" { handler = "relay", args = { %s }%s }\n%s'):format(options.scheme or "tcp", port, args,
     options.listen or "", options.more or ""))
   return port, d
-end
-
-local function pattern(length)
-  local line = {}
-  for i = 1, 1024 do line[i] = ("%07d\n"):format(i) end
-  local text = table.concat(line)
-  return text:rep(length // #text + 1):sub(1, length)
 end
 
 describe("the handler relay", function()

@@ -1,5 +1,6 @@
 -- Relays between connections: proxy_incoming_to and its kin, by scripts that are driven from outside.
 local t = require "tests.support.harness"
+local pattern = require "tests.support.pattern"
 
 -- A daemon whose handler "front" relays each client to a server of the test's own. Lua text of the handlers' methods comes in methods
 -- (Front, Back: the classes; out(fmt, ...): a line in the log).
@@ -24,13 +25,6 @@ return Front
 ]]):format(methods or "", server.port))
   local d = t.start(('listen "tcp://127.0.0.1:%d" { handler = "front"%s }'):format(port, options.listen or ""))
   return port, server, d
-end
-
-local function pattern(length)
-  local line = {}
-  for i = 1, 1024 do line[i] = ("%07d\n"):format(i) end
-  local text = table.concat(line)
-  return text:rep(length // #text + 1):sub(1, length)
 end
 
 describe("a relay", function()

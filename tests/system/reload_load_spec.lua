@@ -1,6 +1,7 @@
 -- Reloads under load: while plain, TLS and Unix connections have every byte checked and others come and go, the daemon is told to reload
 -- over and over, one time in five with a broken handler. No byte may be lost, nobody refused, and neither descriptors nor memory may grow.
 local t = require "tests.support.harness"
+local pattern = require "tests.support.pattern"
 local pki = require "tests.support.pki"
 local tls = require "tests.support.tls"
 local socket = require "socket"
@@ -12,21 +13,11 @@ local kinds = { -- how many of each; of the plain ones half are on the port of a
   { name = "unix", count = t.full and 50 or 10 },
 }
 local reloads = t.full and 1000 or 50
-local generations = { [false] = 100, [true] = 2 } -- where all move nobody is left behind
-local short_lives = t.full and 80 or 8 -- good reloads that a connection sees at most, fewer than `generations`, where none moves
+local longest_life = t.full and 80 or 8 -- good reloads that a connection sees at most; `generations` is more
 local window = 12000                    -- bytes on their way in one connection
 
 -- All of the load: checked connections by descriptor, and what has happened so far.
 local load
-
--- The part of a handler that moves its connections into new code.
-local moving = [[
-function Echo:handover() return { beats = self.beats, moves = self.moves or 0 } end
-function Echo:takeover(state)
-  self.beats, self.moves = state.beats, state.moves + 1
-  self.beat = self:add_periodic_timer(0.05, function(c) c.beats = (c.beats or 0) + 1 end)
-end
-]]
 
 -- Handlers that work, each a bit different, and such that do not.
 local function good_handler(number)
@@ -37,33 +28,21 @@ local words = {}
 for i = 1, %d do words[i] = "word " .. i end
 function Echo:post_init() self.beat = self:add_periodic_timer(0.05, function(c) c.beats = (c.beats or 0) + 1 end) end
 function Echo:receive_data(data) self:send_data(data) end
-%s
 em.run(function()
   em.add_periodic_timer(0.05, function() words[1] = "beat" end)
   assert(em.start_server("127.0.0.1", %d, "echo"))
 end)
 return Echo
-]]):format(number % 50 + 1, load.moves and moving or "", load.ports[2])
+]]):format(number % 50 + 1, load.ports[2])
 end
 
 local broken_handlers = {
   "local em = = 1", 'error "not today"', "", "return 5", 'local em = require "em"\nem.start_server("127.0.0.1", 0)\nreturn {}',
 }
 
--- What all connections send: each begins elsewhere in it. Its length is prime, so that nothing shifted looks right.
-local period = 65521
-local pattern
-do
-  local bytes, x = {}, 2463534242
-  for i = 1, period do
-    x = x ~ (x << 13) & 0xffffffff
-    x = x ~ (x >> 17)
-    x = x ~ (x << 5) & 0xffffffff
-    bytes[i] = string.char(x >> 8 & 0xff)
-  end
-  pattern = table.concat(bytes)
-  pattern = pattern .. pattern .. pattern
-end
+-- What all connections send: each begins elsewhere in it.
+local period = pattern.period
+local stream = pattern(3 * period)
 
 local function fail(format, ...)
   error(("after %d reloads: " .. format):format(load.done, ...), 0)
@@ -123,7 +102,7 @@ local function top_up(c)
   while not c.closing and c.sent - c.received < window do
     local from = (c.start + c.sent) % period + 1
     local length = 1 + (c.sent * 7 + c.start) % 5000
-    local taken, _, code = c:send(pattern:sub(from, from + length - 1))
+    local taken, _, code = c:send(stream:sub(from, from + length - 1))
     if not taken then
       if code ~= "EAGAIN" then fail("sending failed: %s", code) end
       return
@@ -134,7 +113,7 @@ end
 
 local function open_checked(kind)
   local sock = methods[kind].connect()
-  local life = 1 + load.connected * 31 % (load.moves and 2 * reloads or short_lives)
+  local life = 1 + load.connected * 31 % longest_life
   local c = setmetatable({ kind = kind, sock = sock, fd = sock:getfd(), start = load.connected * 1009 % period, sent = 0, received = 0,
     ends = load.good + life }, { __index = methods[kind] })
   load.open[c.fd] = c
@@ -162,7 +141,7 @@ local function check(c)
       return false
     end
     local from = (c.start + c.received) % period + 1
-    if bytes ~= pattern:sub(from, from + #bytes - 1) then fail("wrong bytes came back") end
+    if bytes ~= stream:sub(from, from + #bytes - 1) then fail("wrong bytes came back") end
     c.received = c.received + #bytes
     load.bytes = load.bytes + #bytes
     if c.kind ~= "tls" then return true end -- that one may have more in memory
@@ -215,8 +194,8 @@ end
 describe(("%d reloads under load"):format(reloads), function()
   t.auto()
 
-  local function reload_under_load(moves)
-    load = { moves = moves, open = {}, ports = { t.free_port(), t.free_port() }, tls_port = t.free_port(), path = t.path("load.sock"), connected = 0,
+  it("lose no byte, refuse nobody, and leave nothing behind", function()
+    load = { open = {}, ports = { t.free_port(), t.free_port() }, tls_port = t.free_port(), path = t.path("load.sock"), connected = 0,
       bytes = 0, good = 0, done = 0, ca = pki.authority "ca" }
     pki.issue(load.ca, "server")
     t.write("echo.lua", good_handler(0))
@@ -224,8 +203,8 @@ describe(("%d reloads under load"):format(reloads), function()
       listen "tcp://127.0.0.1:%d" { handler = "echo" }
       listen "tls://127.0.0.1:%d" { handler = "echo", tls = { certificate = "server.pem", private_key = "server.key" } }
       listen "unix://load.sock" { handler = "echo" }
-      generations = %d
-      log = { level = "debug" }]]):format(load.ports[1], load.tls_port, generations[moves]))
+      generations = 100
+      log = { level = "debug" }]]):format(load.ports[1], load.tls_port))
     local log = assert(io.open(d.log_path))
     log:seek("end")
     t.until_true(function() return pcall(connect, load.ports[2]) end)
@@ -282,13 +261,5 @@ describe(("%d reloads under load"):format(reloads), function()
     if t.full or os.getenv("REACTORD_FIGURES") then io.stderr:write(told, "\n") end
     assert.equal(first.fds, last.fds, told)
     if not t.sanitized then assert.is_true(last.rss <= first.rss * 1.1 + 1024, told) end
-  end
-
-  it("lose no byte, refuse nobody, and leave nothing behind", function()
-    reload_under_load(false)
-  end)
-
-  it("do so when all connections move into the new code", function()
-    reload_under_load(true)
   end)
 end)
