@@ -459,6 +459,32 @@ describe("a connection's coroutine", function()
     s.d:wait_log("generation 1 has ended")
   end)
 
+  it("begins in takeover, and is ended when that fails", function()
+    local text = [[
+      local H = em.Connection:extend()
+      function H:post_init() self.receive_data = function(_, data) self:send_data("callback ", data) end end
+      function H:handover() return {} end
+      function H:takeover()
+        em.go(function() local _ <close> = guard "new" self:send_data("coroutine ", self:read(1)) em.sleep(60) end)
+        FAILS
+      end
+      return H]]
+    local prelude = "local em, x = require 'em', require 'shared' local say = x.say "
+    local s = serve(guard .. text:gsub("FAILS", ""))
+    local c = s:connect():send("a"):expect("callback a")
+    t.write("h.lua", prelude .. guard .. text:gsub("FAILS", "error('boom')"))
+    s.d:signal("HUP")
+    s.d:wait_log("generation 2 serves")
+    s:waits_for("closed new")
+    c:send("b"):expect("callback b")
+    t.write("h.lua", prelude .. guard .. text:gsub("FAILS", ""))
+    s.d:signal("HUP")
+    s.d:wait_log("generation 3 serves")
+    c:send("c"):expect("coroutine c")
+    c:reset()
+    t.until_true(function() return #s:said() == 2 end)
+  end)
+
   it("is one of ten thousand that wait", function()
     local s = serve [[
       local H = em.Connection:extend()
