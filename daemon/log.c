@@ -1,6 +1,7 @@
 /*
  * The log of the process. Each event is put together in memory and leaves by one write, so that lines of several processes do
- * not mix. The log never stops the loop for long: a reader that does not read costs one short wait, then events.
+ * not mix. The log never stops the loop for long: a reader that does not read costs one short wait, a slow one a fifth of the time,
+ * then events.
  */
 #include "log.h"
 
@@ -24,7 +25,8 @@
 #include "log_line.h"
 #include "mem.h"
 
-#define PATIENCE_MS 200 /* how long an event may wait for a reader that was reading until now */
+#define PATIENCE_NS 200000000u       /* how long events may wait for a reader that was reading until now, in all, */
+#define PATIENCE_SPAN_NS 1000000000u /* within such a time */
 
 /* The log: the only mutable static state of the program. */
 static struct {
@@ -35,6 +37,8 @@ static struct {
 	bool is_socket, is_pipe;
 	unsigned process;         /* 0: the only one, which goes without saying */
 	bool stalled;             /* the last event found no reader: do not wait for it again */
+	uint64_t patient_ns;      /* when the present span of patience began, */
+	uint64_t waited_ns;       /* and how long events have waited in it */
 	bool torn;                /* the last line was cut off: begin with a line break */
 	uint64_t lost;            /* events dropped since the last one that was written */
 	uint32_t repeats;         /* events of a kind that are written in a second; 0: all */
@@ -218,11 +222,36 @@ static ssize_t write_some(const char *bytes, size_t length)
 	return write(log_state.fd, bytes, length);
 }
 
-/* Writes all of it, waiting in all PATIENCE_MS at most; false if some of it was lost. */
-static bool write_all(const char *bytes, size_t length)
+/* The clock of repeated events and of patience. */
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Waits a moment for the reader; false if that has been done for long enough. What a slow reader cannot take is lost: else it would make
+ * the loop as slow as itself. */
+static bool wait_for_reader(void)
 {
 	struct pollfd pfd = {.fd = log_state.fd, .events = POLLOUT};
-	int waits = log_state.stalled ? 0 : PATIENCE_MS / 10;
+	uint64_t now = now_ns();
+
+	if (now - log_state.patient_ns >= PATIENCE_SPAN_NS) {
+		log_state.patient_ns = now;
+		log_state.waited_ns = 0;
+	}
+	if (log_state.stalled || log_state.waited_ns >= PATIENCE_NS)
+		return false;
+	poll(&pfd, 1, 10);
+	log_state.waited_ns += now_ns() - now;
+	return true;
+}
+
+/* Writes all of it; false if some of it was lost. */
+static bool write_all(const char *bytes, size_t length)
+{
 	size_t done = 0;
 
 	while (done < length) {
@@ -230,10 +259,8 @@ static bool write_all(const char *bytes, size_t length)
 
 		if (n > 0)
 			done += (size_t)n;
-		else if (n < 0 && errno == EINTR)
+		else if (n < 0 && (errno == EINTR || (errno == EAGAIN && wait_for_reader())))
 			continue;
-		else if (n < 0 && errno == EAGAIN && waits-- > 0)
-			poll(&pfd, 1, 10);
 		else
 			break;
 	}
@@ -276,15 +303,6 @@ static void write_event(enum log_level level, const struct log_context *context,
 	else
 		log_state.lost++;
 	free(line.bytes);
-}
-
-/* The clock of repeated events. */
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 /* Writes how often an event was not written. */

@@ -28,7 +28,7 @@ static void put_text(struct log_line *line, const char *text)
 }
 
 /* The length of the well-formed UTF-8 sequence at text, 0 if there is none. */
-static size_t utf8_length(const char *text)
+size_t log_line_utf8(const char *text)
 {
 	const unsigned char *s = (const unsigned char *)text;
 	size_t length = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
@@ -46,7 +46,7 @@ static void put_json(struct log_line *line, const char *text)
 {
 	put(line, "\"", 1);
 	while (*text) {
-		size_t length = utf8_length(text);
+		size_t length = log_line_utf8(text);
 		char escape[8];
 
 		if (length == 0) {
@@ -75,7 +75,7 @@ static void put_plain(struct log_line *line, const char *text, size_t length)
 {
 	for (size_t i = 0; i < length;) {
 		unsigned char byte = (unsigned char)text[i];
-		size_t n = utf8_length(&text[i]);
+		size_t n = log_line_utf8(&text[i]);
 		bool control = byte < 0x20 || byte == 0x7f || (byte == 0xc2 && (unsigned char)text[i + 1] < 0xa0);
 		char escape[8];
 

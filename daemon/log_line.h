@@ -15,4 +15,7 @@ struct log_line {
 void log_line_make(struct log_line *line, enum log_format format, unsigned process, enum log_level level, const struct log_context *context,
                    const char *message);
 
+/* The length of the well-formed UTF-8 sequence at text, which ends with a NUL; 0 if there is none. */
+size_t log_line_utf8(const char *text);
+
 #endif

@@ -193,13 +193,13 @@ static void go_on_starting(struct master *m)
 		activation_log_unused(m->activation);
 		legacy_drop(m->loop->legacy, true);
 		startup_tell_ready(m->options, m->config->config, m->number);
-		watchdog_start(&m->watchdog, m->loop);
-		seats_watch(&m->seats, master_hang_limit(m->config->config));
 	} else if (ready == m->seats.count) {
 		if (!startup_announce(m->options, &m->pid_file, &m->ports, m->control, &m->problems)) {
 			fail(m);
 			return;
 		}
+		watchdog_start(&m->watchdog, m->loop);
+		seats_watch(&m->seats, master_hang_limit(m->config->config));
 		if (m->options->legacy) /* nobody else serves any more: from here on a process that ends is replaced */
 			m->state = SERVING;
 		seats_send(&m->seats, BUS_COMMIT, NULL, 0);
@@ -369,9 +369,19 @@ static struct stats total(const struct master *m)
 	for (unsigned i = 0; i < m->board->count; i++)
 		for (size_t row = 0; row < stats_row_count; row++) {
 			size_t offset = stats_rows[row].offset;
-			*(uint64_t *)((char *)&sum + offset) += *(const uint64_t *)((const char *)&m->board->scores[i].stats + offset);
+			uint64_t *to = (uint64_t *)((char *)&sum + offset), value = *(const uint64_t *)((const char *)&m->board->scores[i].stats + offset);
+			*to = !stats_rows[row].common ? *to + value : *to > value ? *to : value;
 		}
 	return sum;
+}
+
+/* Upgrades are the master's, whose own counters are not on the board: it shows them where they are looked for. */
+static void show_upgrades(struct master *m)
+{
+	struct stats *first = &m->board->scores[0].stats;
+
+	first->upgrades = m->score->stats.upgrades;
+	first->upgrades_refused = m->score->stats.upgrades_refused;
 }
 
 /* Makes the master's loop and opens what the processes will serve; false with all problems. */
@@ -434,6 +444,7 @@ int master_run(const struct service_options *options, struct config *config, uns
 			master_upgrade(&m);
 		if (m.attempt.stage != PREPARING) /* a process begins with what all have then */
 			seats_start(&m.seats);
+		show_upgrades(&m);
 		loop_turn(m.loop);
 	}
 	inquiries_end(&m.inquiries);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "log_line.h"
 #include "mem.h"
 
 /* A series of all processes on its way out. */
@@ -82,16 +83,17 @@ static void write_processes(FILE *to, const struct scoreboard *board, uint64_t n
 	}
 }
 
-/* A label's text as the format wants it. */
+/* A label's text as the format wants it. A reader refuses all metrics for a byte that is not UTF-8: it is spelled out. */
 static void write_escaped(FILE *to, const char *text)
 {
-	for (; *text; text++) {
-		if (*text == '"' || *text == '\\')
-			fputc('\\', to);
-		if (*text == '\n')
+	for (size_t length; *text; text += length ? length : 1) {
+		length = log_line_utf8(text);
+		if (!length)
+			fprintf(to, "\\\\x%02x", (unsigned char)*text);
+		else if (*text == '\n')
 			fputs("\\n", to);
 		else
-			fputc(*text, to);
+			fprintf(to, "%s%.*s", *text == '"' || *text == '\\' ? "\\" : "", (int)length, text);
 	}
 }
 

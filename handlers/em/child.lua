@@ -1,5 +1,6 @@
 --- Children whose output is wanted as a whole: em.system and em.DeferrableChildProcess, on top of em.popen.
 
+local callback = require "em.callback"
 local core = require "em.core"
 local Deferrable = require "em.deferrable"
 
@@ -51,15 +52,6 @@ local function split_options(options)
   return popen_options
 end
 
--- What can be called: functions, and tables that say so.
-local function callable(value)
-  if type(value) == "function" then
-    return true
-  end
-  local meta = type(value) == "table" and getmetatable(value)
-  return type(meta) == "table" and meta.__call ~= nil
-end
-
 local System = Collector:extend()
 
 function System:finished(output, status)
@@ -75,12 +67,12 @@ end
 local function system(command, ...)
   local rest = table.pack(...)
   local init, fn
-  if rest.n > 0 and callable(rest[rest.n]) then
+  if rest.n > 0 and callback.is(rest[rest.n]) then
     fn, rest.n = rest[rest.n], rest.n - 1
   elseif rest.n > 0 and rest[rest.n] == nil then
     rest.n = rest.n - 1
   end
-  if rest.n > 0 and callable(rest[rest.n]) then
+  if rest.n > 0 and callback.is(rest[rest.n]) then
     init, rest.n = rest[rest.n], rest.n - 1
   end
   local options

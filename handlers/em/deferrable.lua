@@ -1,77 +1,91 @@
 --- Something that will succeed or fail, and whoever wants to know: EventMachine's Deferrable.
 -- A mixin: em.Deferrable.include(object), or em.DefaultDeferrable() for an object that is nothing else. Handlers run at once, in the
 -- order in which they were added, each at most once. One of them may set the status anew: those after it get the new arguments, or, if
--- the outcome has changed, are dropped in favour of the other list.
+-- the outcome has changed, are dropped in favour of the other list. One that raises does not stop the others, nor whoever has set the
+-- status: its error goes where a callback's does.
 
+local class = require "em.class"
+local callback = require "em.callback"
 local core = require "em.core"
+local fifo = require "em.fifo"
+local turn = require "em.turn"
 
 local Deferrable = {}
 
--- object -> { status, args, callbacks, errbacks, timer }; apart from the object, whose fields are the script's own.
-local states = setmetatable({}, { __mode = "k" })
+-- The key of an object's { status, args, succeeded, failed, timer }; the last but one are lists of functions. Not a weak table from objects
+-- to these: the collector would take a time quadratic in the length of a chain of deferrables.
+local STATE = {}
 
 --- The state of an object, made when it is first asked for.
 local function state_of(object)
-  local state = states[object]
+  local state = rawget(object, STATE)
   if not state then
-    state = { status = "unknown", callbacks = {}, errbacks = {} }
-    states[object] = state
+    state = { status = "unknown" }
+    rawset(object, STATE, state)
   end
   return state
 end
 
---- Runs a list with the arguments of the moment, as long as the outcome stays what it was.
-local function run(state, list, status)
-  while state.status == status and #list > 0 do
-    table.remove(list, 1)(table.unpack(state.args, 1, state.args.n))
-  end
+--- Calls those who wait for an outcome with the arguments of the moment, as long as it stays what it was; then drops those who wait for the
+-- other.
+local function announce(object, state, outcome)
+  turn.bounded(function()
+    local list = state[outcome]
+    while list and list.size > 0 and state.status == outcome do
+      core.protect(object, outcome, list:shift(), table.unpack(state.args, 1, state.args.n))
+    end
+    if state.status == outcome then
+      state.succeeded, state.failed = nil, nil
+    end
+  end)
 end
 
---- Adds fn to a list, or calls it at once where the outcome is known; for the other outcome it is dropped.
-local function add(object, fn, list, status)
-  if type(fn) ~= "function" then
-    error("bad argument #1 (function expected, got " .. type(fn) .. ")", 3)
+--- Has fn called at an outcome, at once where it is known; for the other outcome it is dropped.
+local function add(object, name, fn, outcome)
+  if not callback.is(fn) then
+    error(("bad argument #1 to '%s' (function expected, got %s)"):format(name, type(fn)), 3)
   end
   local state = state_of(object)
-  if state.status == status then
-    fn(table.unpack(state.args, 1, state.args.n))
+  if state.status == outcome then
+    turn.bounded(function()
+      core.protect(object, outcome, fn, table.unpack(state.args, 1, state.args.n))
+    end)
   elseif state.status == "unknown" then
-    local fns = state[list]
-    fns[#fns + 1] = fn
+    state[outcome] = state[outcome] or fifo()
+    state[outcome]:push(fn)
   end
   return object
 end
 
---- Removes fn from a list.
-local function remove(object, fn, list)
-  local fns = state_of(object)[list]
-  for i = #fns, 1, -1 do
-    if fns[i] == fn then
-      table.remove(fns, i)
-      break
-    end
+--- Takes fn back.
+local function remove(object, fn, outcome)
+  local list = state_of(object)[outcome]
+  if list then
+    list:remove(fn)
   end
 end
 
---- Adds a function for success; returns the object.
+--- deferrable:callback(fn) -> deferrable: calls fn(...) with what it succeeds with, at once where it has.
 function Deferrable:callback(fn)
-  return add(self, fn, "callbacks", "succeeded")
+  return add(self, "callback", fn, "succeeded")
 end
 
---- Adds a function for failure; returns the object.
+--- deferrable:errback(fn) -> deferrable: calls fn(...) with what it fails with, at once where it has.
 function Deferrable:errback(fn)
-  return add(self, fn, "errbacks", "failed")
+  return add(self, "errback", fn, "failed")
 end
 
+--- Takes fn back from callback.
 function Deferrable:cancel_callback(fn)
-  remove(self, fn, "callbacks")
+  remove(self, fn, "succeeded")
 end
 
+--- Takes fn back from errback.
 function Deferrable:cancel_errback(fn)
-  remove(self, fn, "errbacks")
+  remove(self, fn, "failed")
 end
 
---- Sets "succeeded", "failed" or "unknown", with what the functions get.
+--- Sets "succeeded", "failed" or "unknown", with what the functions get. Raises for anything else.
 function Deferrable:set_deferred_status(status, ...)
   if status ~= "succeeded" and status ~= "failed" and status ~= "unknown" then
     error('bad argument #1 to \'set_deferred_status\' ("succeeded", "failed" or "unknown" expected)', 2)
@@ -80,23 +94,17 @@ function Deferrable:set_deferred_status(status, ...)
   Deferrable.cancel_timeout(self)
   state.status = status
   state.args = table.pack(...)
-  if status == "succeeded" then
-    run(state, state.callbacks, status)
-    if state.status == status then
-      state.errbacks = {}
-    end
-  elseif status == "failed" then
-    run(state, state.errbacks, status)
-    if state.status == status then
-      state.callbacks = {}
-    end
+  if status ~= "unknown" then
+    announce(self, state, status)
   end
 end
 
+--- Sets "succeeded".
 function Deferrable:succeed(...)
   Deferrable.set_deferred_status(self, "succeeded", ...)
 end
 
+--- Sets "failed".
 function Deferrable:fail(...)
   Deferrable.set_deferred_status(self, "failed", ...)
 end
@@ -116,6 +124,7 @@ function Deferrable:timeout(seconds, ...)
   return self
 end
 
+--- It will not fail after a time.
 function Deferrable:cancel_timeout()
   local state = state_of(self)
   if state.timer then
@@ -142,9 +151,9 @@ function Deferrable.is(object)
   return type(object) == "table" and object.callback ~= nil and object.errback ~= nil
 end
 
---- Attaches cb and eb to arg if it is deferrable, or to what it returns if it is a function; returns that.
+--- Attaches cb and eb to arg if it is deferrable, or to what it returns if it can be called; returns that.
 function Deferrable.future(arg, cb, eb)
-  if type(arg) == "function" then
+  if callback.is(arg) then
     arg = arg()
   end
   if Deferrable.is(arg) then
@@ -158,12 +167,11 @@ function Deferrable.future(arg, cb, eb)
   return arg
 end
 
-local Default = Deferrable.include {}
-Default.__index = Default
+local object = class("em.DefaultDeferrable", Deferrable.include {})
 
 --- An object that is a deferrable and nothing else.
 function Deferrable.new()
-  return setmetatable({}, Default)
+  return object {}
 end
 
 return Deferrable

@@ -2,6 +2,7 @@
 -- Listeners are called in the order in which they were added. One that raises does not stop the others; its error goes where a
 -- callback's does. The list is replaced, never changed, when a listener comes or goes, so that an emit under way is not disturbed.
 
+local callback = require "em.callback"
 local core = require "em.core"
 
 local EventEmitter = {}
@@ -19,8 +20,7 @@ local function check(method, event, listener)
   if type(event) ~= "string" then
     error(("bad argument #1 to '%s' (event name expected, got %s)"):format(method, type(event)), 3)
   end
-  local meta = getmetatable(listener)
-  if type(listener) ~= "function" and not (type(meta) == "table" and meta.__call) then
+  if not callback.is(listener) then
     error(("bad argument #2 to '%s' (function expected, got %s)"):format(method, type(listener)), 3)
   end
 end

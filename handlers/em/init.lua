@@ -1,8 +1,10 @@
 --- The module em: EventMachine's functions for handlers and scripts.
 -- What touches the loop is C and comes from em.core; what is only Lua stands beside this file, one object a file.
 
+local callback = require "em.callback"
 local core = require "em.core"
 local EventEmitter = require "em.event_emitter"
+local turn = require "em.turn"
 
 local em = {}
 
@@ -20,8 +22,27 @@ end
 
 em.EventEmitter = EventEmitter
 em.Deferrable = require "em.deferrable"
-em.dns = require "em.dns"
 em.DefaultDeferrable = em.Deferrable.new
+em.BufferedTokenizer = require "em.tokenizer"
+em.Callback = callback.Callback
+em.Channel = require "em.channel"
+em.Completion = require "em.completion"
+em.Iterator = require "em.iterator"
+em.Pool = require "em.pool"
+em.Queue = require "em.queue"
+em.TickLoop = require "em.tick_loop"
+em.dns = require "em.dns"
+
+local spawn = require "em.spawn"
+em.spawn = spawn.spawn
+em.yield = spawn.yield
+em.yield_and_notify = spawn.yield_and_notify
+
+--- em.TickLoop(fn), started.
+function em.tick_loop(fn)
+  callback.check(1, "tick_loop", fn)
+  return em.TickLoop(fn):start()
+end
 
 --- Makes a class that inherits from self: em.Connection:extend(), Base:extend { members }.
 function em.Connection:extend(members)
@@ -47,32 +68,20 @@ require "em.coroutine" (em)
 em.FileWatch = em.Connection:extend()
 em.ProcessWatch = em.Connection:extend()
 
---- Raises, in the name of em's own caller, unless fn can be called.
-local function want_function(number, name, fn)
-  local meta = getmetatable(fn)
-  if type(fn) ~= "function" and not (type(meta) == "table" and meta.__call) then
-    error(("bad argument #%d to '%s' (function expected, got %s)"):format(number, name, type(fn)), 3)
-  end
-end
-
 --- Runs fn now if the loop runs, else with the loop's first turn.
 function em.schedule(fn)
-  want_function(1, "schedule", fn)
-  if core.loading() then
-    core.next_tick(fn)
-  else
-    fn()
-  end
+  callback.check(1, "schedule", fn)
+  turn.schedule(fn)
 end
 
 --- Calls fn, suspends the script's body until em.stop, then calls tail. Inside a callback it calls fn and returns; while a handler's
 -- file loads fn waits until the handler serves. Without fn it only waits.
 function em.run(fn, tail)
   if fn ~= nil then
-    want_function(1, "run", fn)
+    callback.check(1, "run", fn)
   end
   if tail ~= nil then
-    want_function(2, "run", tail)
+    callback.check(2, "run", tail)
   end
   if core.loading() then
     if fn then
@@ -104,7 +113,7 @@ end
 
 --- Runs the loop for one call of fn.
 function em.run_block(fn)
-  want_function(1, "run_block", fn)
+  callback.check(1, "run_block", fn)
   em.run(function()
     fn()
     em.stop()

@@ -5,6 +5,8 @@
 --   core.listened   objects that listening was called with
 --   core.ticks      functions queued by next_tick; core.turn() calls those that are there
 --   core.timers     { seconds =, fn =, cancelled = }; core.fire(seconds) lets time pass
+--
+-- core.is_loading = true says that handlers load. core.turns(n) makes up to n turns, as long as there is something to do.
 
 local fake = {}
 
@@ -34,6 +36,17 @@ local function new()
     return #ticks
   end
 
+  function core.turns(most)
+    for i = 1, most do
+      if core.turn() == 0 then return i - 1 end
+    end
+    return most
+  end
+
+  function core.current_time()
+    return core.now
+  end
+
   function core.add_timer(seconds, fn)
     local timer = { due = core.now + seconds, seconds = seconds, fn = fn }
     function timer.cancel(self) self.cancelled = true end
@@ -60,7 +73,7 @@ local function new()
   end
 
   function core.loading()
-    return false
+    return core.is_loading or false
   end
 
   function core.waitable()

@@ -127,6 +127,19 @@ describe("metrics", function()
     d:stop()
   end)
 
+  it("bear any name of a listener", function()
+    local path = t.path '\xc3\x28\xff "\\\xc3\xbc.sock'
+    port = t.free_port()
+    d = t.start {
+      config = ('listen "tcp://127.0.0.1:%d" { handler = "metrics" }\nlisten(%q) { handler = "echo" }\n'):format(port, "unix://" .. path),
+    }
+    t.connect(path):send("x"):expect "x"
+    local text = t.connect(port):send("GET /metrics HTTP/1.0\r\n\r\n"):receive_all()
+    assert.is_truthy(utf8.len(text))
+    assert.is_truthy(text:find([[\\xc3(\\xff \"\\]] .. "\xc3\xbc.sock\",callback=\"receive_data\"", 1, true))
+    d:stop()
+  end)
+
   it("count known traffic, and not who looks", function()
     start()
     local before = parse(metrics())
@@ -233,6 +246,22 @@ describe("metrics", function()
     local get = "GET /metrics HTTP/1.0\r\n\r\n"
     assert.equal(50 + #get, parse(request(get):match "\r\n\r\n(.*)$").reactord_bytes_in_total)
     d:stop()
+  end)
+
+  it("count upgrades, of one process or many", function()
+    for processes = 1, 2 do
+      start("processes = " .. processes)
+      local good = t.read(d.config:match "[^/]+$")
+      t.write(d.config:match "[^/]+$", good .. "\nzebra = 1\n")
+      d:signal "USR2"
+      d:wait_log "upgrade refused: process"
+      assert.equal(1, parse(metrics()).reactord_upgrades_refused_total)
+      t.write(d.config:match "[^/]+$", good)
+      local new = d:upgrade()
+      d:wait()
+      assert.equal(1, parse(metrics()).reactord_upgrades_total)
+      new:stop()
+    end
   end)
 
   it("are served by HTTP to curl", function()

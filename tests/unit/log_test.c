@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -244,6 +245,39 @@ static void nobody_reads_a_socket(void **state)
 	close(fds[1]);
 }
 
+/* A reader that is slow, but reads: it holds events up for a while only, not each of them. */
+static void a_slow_reader_is_not_waited_for_each_time(void **state)
+{
+	int fds[2], saved;
+	char message[4001];
+	struct timespec before, after;
+
+	(void)state;
+	memset(message, 'x', sizeof message);
+	message[sizeof message - 1] = '\0';
+	assert_int_equal(pipe(fds), 0);
+	pid_t reader = fork();
+	if (reader == 0) {
+		static char bytes[8192];
+		close(fds[1]);
+		while (read(fds[0], bytes, sizeof bytes) > 0)
+			usleep(50000);
+		_exit(0);
+	}
+	saved = redirect(fds[1]);
+	clock_gettime(CLOCK_MONOTONIC, &before);
+	for (int i = 0; i < 200; i++)
+		log_info("%s", message);
+	clock_gettime(CLOCK_MONOTONIC, &after);
+	dup2(saved, STDERR_FILENO);
+	close(saved);
+	kill(reader, SIGKILL);
+	waitpid(reader, NULL, 0);
+	close(fds[0]);
+	close(fds[1]);
+	assert_true((double)(after.tv_sec - before.tv_sec) + (double)(after.tv_nsec - before.tv_nsec) / 1e9 < 1.5);
+}
+
 /* "auto" is the journal where standard error is the one that JOURNAL_STREAM names, else text. */
 static void auto_knows_the_journal(void **state)
 {
@@ -369,6 +403,7 @@ int main(void)
 		cmocka_unit_test(other_bytes_are_spelled_out), cmocka_unit_test(json_stays_json),
 		cmocka_unit_test(long_messages_come_whole),    cmocka_unit_test(reopening_follows_the_name),
 		cmocka_unit_test(levels_have_names),           cmocka_unit_test(nobody_reads_a_pipe),
+		cmocka_unit_test(a_slow_reader_is_not_waited_for_each_time),
 		cmocka_unit_test(nobody_reads_a_socket),       cmocka_unit_test(auto_knows_the_journal),
 		cmocka_unit_test(repeats_are_counted),         cmocka_unit_test(contexts_have_levels),
 	};
