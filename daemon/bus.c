@@ -155,7 +155,8 @@ static bool send_some(struct bus *b)
 	return true;
 }
 
-/* The socket takes more. An error is not looked at: the reader meets it behind what can still be read. */
+/* The socket takes more. After an error nothing more is sent, as something would be missing: our reader, or the other end's, meets that behind
+ * what can still be read. */
 static void on_writable(evutil_socket_t fd, short what, void *data)
 {
 	struct bus *b = data;
@@ -165,6 +166,8 @@ static void on_writable(evutil_socket_t fd, short what, void *data)
 		;
 	if (b->first && errno == EAGAIN)
 		return;
+	if (b->first)
+		shutdown(b->fd, SHUT_WR);
 	while (b->first)
 		drop_first(b);
 	event_del(b->writer);

@@ -130,8 +130,9 @@ static void note_place(struct vm *vm, lua_State *L)
 }
 
 /*
- * Notes where a callback is that has become slow, once. Ends what runs in the script: by yielding, which nothing in a script can catch, or where C functions are in between by an error. Lua
- * lets a hook yield at an instruction alone: at a call it would leave the coroutine with its hooks off for ever.
+ * Notes where a callback is that has become slow, once. Ends what runs in the script: by yielding, which nothing in a script can catch, or
+ * where C functions are in between by an error. Lua lets a hook yield at an instruction alone: at a call it would leave the coroutine with
+ * its hooks off for ever.
  */
 static void on_hook(lua_State *L, lua_Debug *debug)
 {

@@ -147,6 +147,7 @@ static bool start(struct seat *seat)
 	if (pid == 0) {
 		close(fds[0]);
 		set->events->become(set->data, seat, fds[1]);
+		abort(); /* it does not return */
 	}
 	int saved = errno;
 	sigprocmask(SIG_SETMASK, &before, NULL);

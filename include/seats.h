@@ -49,7 +49,7 @@ struct seat {
 
 /* What the master does about them. */
 struct seats_events {
-	void (*become)(void *data, struct seat *seat, int bus_fd) __attribute__((noreturn)); /* in the new process */
+	void (*become)(void *data, struct seat *seat, int bus_fd); /* in the new process, which it ends */
 	void (*on_message)(void *data, struct seat *seat, const struct bus_message *message);
 	void (*on_end)(void *data, struct seat *seat, const char *how); /* it is empty now; "was killed by SIGKILL" */
 };

@@ -82,6 +82,60 @@ describe("several processes, in the middle of a reload,", function()
   end)
 end)
 
+describe("several processes of which one does not answer", function()
+  t.auto()
+
+  -- Stops process 1 where it waits for what comes next.
+  local function freeze(d)
+    local pid = P.pids(d)[1]
+    P.kill(pid, "STOP")
+    return pid
+  end
+
+  if not t.full then
+    pending "take half a minute"
+    return
+  end
+
+  it("go on with a reload without it", function()
+    local d = start()
+    half_prepare(d):close()
+    local pid = freeze(d)
+    t.write("gate", "")
+    d:wait_log("process 1 %(pid %d+%) hangs: it does not answer", 40)
+    d:wait_log "reloaded: generation 2 serves"
+    P.replaced(d, 1, pid)
+    client_of(1, "2"):close()
+    d:stop()
+  end)
+
+  it("go on with an upgrade without it", function()
+    local d = start(nil, { unchecked = true })
+    freeze(d)
+    d:signal "USR2"
+    d:wait_log("process 1 %(pid %d+%) hangs: it does not answer", 40)
+    local new = t.adopt(tonumber((d:wait_log "upgraded: process (%d+) serves")), d.log_path)
+    new:wait_log("ready: pid " .. new.pid)
+    new:stop()
+  end)
+
+  it("go on when it does not get done with its start", function()
+    local d = start "callback_time = 0.2\nhang_timeout = 0.5"
+    t.write("who.lua", handler("2", ('if require "em".process() == 1 and io.open(%q) then os.execute "exec sleep 40" end'):format(t.path "late")))
+    d:signal "HUP"
+    d:wait_log "reloaded: generation 2 serves"
+    t.write("late", "")
+    local pid = P.pids(d)[1]
+    P.kill(pid, "KILL")
+    local second = P.replaced(d, 1, pid)
+    d:wait_log("process 1 %(pid %d+%) hangs: it does not get done with loading", 40)
+    assert(os.remove(t.path "late"))
+    P.replaced(d, 1, second)
+    client_of(1, "2"):close()
+    d:stop()
+  end)
+end)
+
 describe("several processes", function()
   t.auto()
 
