@@ -170,7 +170,7 @@ static void on_end(evutil_socket_t fd, short what, void *data)
 		return;
 	if (!u->taken_over && !u->reasons.count)
 		add_end(u, &info);
-	if (u->taken_over)
+	if (u->taken_over && (info.si_code != CLD_EXITED || info.si_status)) /* in good order it may have been upgraded itself */
 		log_error("process %ld, which has taken over, has ended while connections are drained here", (long)u->pid);
 	let_go(u);
 	if (!u->taken_over)

@@ -53,7 +53,6 @@ function work(self)
   end)
   if item == nil or item == Stop then
     self.ended = true
-    self.workers = self.workers - 1
     finish(self)
     return
   end
@@ -159,9 +158,8 @@ end
 function Iterator:concurrency(limit)
   if limit ~= nil then
     check_limit(1, "concurrency", limit)
-    local more = limit > self.limit
     self.limit = limit
-    if more and self.foreach and not self.ended then
+    if self.foreach then
       start_workers(self)
     end
   end

@@ -40,7 +40,7 @@ function turn.pump(object, step)
     return
   end
   object.pumper, object.pumped_at = me, now
-  while object.pumper == me and step(object) do end
+  while step(object) do end
   if object.pumper == me then
     object.pumper = nil
   end

@@ -117,6 +117,11 @@ describe("em.Channel", function()
     local ids = {}
     for i = 1, 20000 do ids[i] = channel:subscribe(getter "gone") end
     for i = 1, 20000 do channel:unsubscribe(ids[i]) end
+    collectgarbage()
+    local before = collectgarbage("count")
+    for _ = 1, 20000 do channel:unsubscribe(channel:subscribe(print)) end
+    collectgarbage()
+    assert.is_true(collectgarbage("count") - before < 100)
     channel:push(1)
     assert.same({ "a1" }, got)
     local weak = setmetatable({}, { __mode = "k" })

@@ -172,6 +172,11 @@ describe("em.Completion", function()
     assert.same({}, said)
     core.fire(1)
     assert.same({ "errback two" }, said)
+    c = em.Completion():timeout(1, "late")
+    core.is_loading = true
+    c:succeed("in time")
+    core.fire(2)
+    assert.same({ "succeeded", "in time" }, { c:state(), c:value() })
   end)
 
   it("takes functions back", function()

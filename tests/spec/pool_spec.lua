@@ -108,6 +108,13 @@ describe("em.Pool", function()
     pool:perform(work)
     assert.is_false(pool:removed "res")
     assert.same({ "res" }, performed)
+    pool:add "twice"
+    pool:add "twice"
+    pool:remove "twice"
+    deferrable:succeed()
+    pool:perform(work)
+    assert.same({ "res", "res" }, performed)
+    assert.is_false(pool:removed "twice")
     pool:remove "never"
     assert.is_false(pool:removed "never")
   end)

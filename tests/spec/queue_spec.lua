@@ -163,6 +163,20 @@ describe("em.Queue", function()
     assert.is_true(collectgarbage("count") - before < 100)
   end)
 
+  it("keeps nothing of what it has given", function()
+    local weak = setmetatable({}, { __mode = "k" })
+    for _ = 1, 10 do
+      local item = {}
+      weak[item] = true
+      q:push(item)
+    end
+    q:push("last")
+    for _ = 1, 10 do q:pop(function() end) end
+    collectgarbage()
+    assert.is_nil(next(weak))
+    assert.equal(1, q:size())
+  end)
+
   it("names a wrong argument", function()
     local ok, why = pcall(function() q:pop(1) end)
     assert.is_false(ok)

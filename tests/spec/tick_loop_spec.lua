@@ -68,6 +68,7 @@ describe("em.TickLoop", function()
       count = count + 1
       loop:stop()
       if count < 3 then loop:start() end
+      return "stop" -- of the run that has ended already
     end)
     loop:start()
     core.turns(10)
