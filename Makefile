@@ -27,7 +27,7 @@ SOURCES  = resolver legacy activation preface listener connector relay watch pro
 
 # 5 lua: the door into the scripts, one binding a file
 LUA      = lua_vm lua_arg lua_source lua_plain lua_conn lua_channel lua_shared lua_methods lua_relay lua_tls lua_file lua_handler \
-           lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_signal lua_process lua_sys lua_sandbox lua_freeze lua_core lua_eval
+           lua_watch lua_udp lua_net lua_handover lua_dns lua_timer lua_go lua_signal lua_process lua_sys lua_sandbox lua_freeze lua_core lua_eval
 
 # 6 service: configuration to listeners and handlers, generations, the control socket, the service manager, many processes
 SERVICE  = notify watchdog pidfile upgrade spread command runtime settings ports generation report control inquiry startup service member seats master_reload master_upgrade master_control master run

@@ -7,6 +7,7 @@
 #include "lua_channel.h"
 #include "lua_core.h"
 #include "lua_handler.h"
+#include "lua_go.h"
 #include "lua_handover.h"
 #include "lua_signal.h"
 #include "lua_timer.h"
@@ -355,6 +356,7 @@ void generation_retire(struct generation *g, struct generation *heir)
 	lua_timer_cancel_all(g->vm, false);
 	lua_channel_cancel_all(g->vm, false);
 	lua_signal_cancel_all(g->vm, heir ? heir->vm : NULL);
+	lua_go_cancel_all(g->vm);
 	lua_net_close_servers(g->vm, heir ? heir->vm : NULL);
 	g->vm->first_tick = g->vm->next_tick;
 	spread_start(&g->last_days, (heir ? heir : g)->config->reload_timeout_ns);

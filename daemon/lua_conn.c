@@ -24,6 +24,7 @@ struct event_call {
 	const char *bytes; /* on_data */
 	size_t length;
 	bool missing;                  /* the handler has no such method */
+	bool kept;                     /* ... then coroutines want the bytes */
 	const char *code, *why, *host; /* on_send_error */
 	uint16_t port;
 };
@@ -198,6 +199,8 @@ void lua_conn_revive(struct lua_conn *lc, const struct flow *flow)
 		return;
 	}
 	lc->c = c;
+	if (vm->task) /* whoever made it may want to read from it */
+		lc->coroutines = vm->coroutines;
 	link_in(lc);
 }
 
@@ -337,8 +340,12 @@ static int data_body(lua_State *L)
 {
 	struct event_call *e = lua_touserdata(L, 1);
 
-	if (!lua_conn_push_method(L, e->lc, e->call.callback))
-		return 0;
+	if (!lua_conn_push_method(L, e->lc, e->call.callback)) {
+		if (!e->kept)
+			return 0;
+		e->lc->coroutines->push_receive(L);
+		lua_rawgeti(L, LUA_REGISTRYINDEX, e->lc->subject.self_ref);
+	}
 	return vm_call_script(L, 1 + push_data(L, e));
 }
 
@@ -355,11 +362,20 @@ static int emit_data_body(lua_State *L)
 static void on_data(struct conn *c, const char *bytes, size_t length)
 {
 	struct lua_conn *lc = c->user;
-	struct event_call e = {.bytes = bytes, .length = length};
+	struct event_call e = {.bytes = bytes, .length = length, .kept = lc->coroutines && !c->transport};
 
 	enter(lc, "receive_data", data_body, &e);
 	if (lc->has_listeners && c->state == CONN_OPEN)
 		enter(lc, "data", emit_data_body, &e);
+}
+
+/* The peer's end is ours. */
+void lua_conn_end_input(struct lua_conn *lc)
+{
+	if (lc->child)
+		conn_shut(lc->c);
+	else
+		conn_finish(lc->c, NULL, "eof");
 }
 
 /* The peer has ended its side. Unless the handler wants to know, so do we; a child may still go on. */
@@ -368,14 +384,15 @@ static void on_eof(struct conn *c)
 	struct lua_conn *lc = c->user;
 	struct event_call e = {0};
 
+	bool waits = lc->coroutines && lc->coroutines->on_eof(lc);
 	if (!enter(lc, "receive_eof", plain_body, &e) || !e.missing)
 		return;
 	if (c->eof_relayed)
 		lc->eof_unheard = true;
-	else if (lc->child)
-		conn_shut(c);
+	else if (waits)
+		lc->eof_waits = true;
 	else
-		conn_finish(c, NULL, "eof");
+		lua_conn_end_input(lc);
 }
 
 /* There is room for output again. */
@@ -461,6 +478,8 @@ static void on_end(struct conn *c)
 	if (lc->cancel_sendings)
 		lc->cancel_sendings(lc);
 	lua_conn_keep_names(lc);
+	if (lc->coroutines)
+		lc->coroutines->on_ended(lc);
 	lc->unbinding = true;
 	enter(lc, "unbind", unbind_body, &e);
 	if (lc->has_listeners)

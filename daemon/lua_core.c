@@ -15,6 +15,7 @@
 #include "lua_dns.h"
 #include "lua_file.h"
 #include "lua_freeze.h"
+#include "lua_go.h"
 #include "lua_handler.h"
 #include "lua_methods.h"
 #include "lua_net.h"
@@ -340,6 +341,7 @@ static int open_vm(lua_State *L)
 	lua_net_open(L);
 	lua_dns_open(L);
 	lua_timer_open(L);
+	lua_go_open(L);
 	lua_signal_open(L);
 	lua_process_open(L);
 	lua_relay_open(L);
@@ -374,37 +376,6 @@ struct vm *core_new(const struct vm_options *options, char **why)
 	return vm_new(options, open_vm, why);
 }
 
-/* Resumes a script's body and sees how it goes on. */
-static void resume_body(lua_State *L, int arguments)
-{
-	struct vm *vm = vm_of(L);
-	lua_State *co = vm->body;
-	int results = 0;
-
-	vm->waiting = false;
-	int status = vm_resume(L, co, arguments, &results);
-	if (status == LUA_YIELD && vm->waiting && !vm->overrun) {
-		lua_pop(co, results);
-		return;
-	}
-	lua_rawgeti(L, LUA_REGISTRYINDEX, vm->body_ref); /* co lives until this function has returned */
-	vm_unref(vm, &vm->body_ref);
-	vm->body = NULL;
-	vm->in_run = false;
-	if (status != LUA_OK) {
-		if (status != LUA_YIELD)
-			lua_xmove(co, L, 1);
-		else
-			lua_pushstring(L,
-			               vm->overrun ? "script stopped: it ran longer than callback_time" : "attempt to yield from outside a coroutine");
-		vm_error_text(L);
-		luaL_traceback(L, co, lua_tostring(L, -1), 0);
-		vm_report(vm, NULL, "script", lua_tostring(L, -1));
-		if (!vm->overrun)
-			vm_reset(L, co);
-	}
-}
-
 /* A script to start. */
 struct script {
 	const char *path;
@@ -416,7 +387,6 @@ struct script {
 static int script_body(lua_State *L)
 {
 	struct script *s = lua_touserdata(L, 1);
-	struct vm *vm = vm_of(L);
 
 	lua_createtable(L, s->count, 1);
 	lua_pushstring(L, s->path);
@@ -427,29 +397,25 @@ static int script_body(lua_State *L)
 	}
 	lua_setglobal(L, "arg");
 	lua_State *co = lua_newthread(L);
-	vm->body_ref = vm_ref(L);
-	vm->body = co;
 	luaL_checkstack(co, s->count + 4, "too many arguments");
 	if (luaL_loadfilex(co, s->path, "t") != LUA_OK) {
-		vm->body = NULL;
 		lua_xmove(co, L, 1);
 		if (strncmp(lua_tostring(L, -1), "attempt to load", 15) == 0) { /* the one reason that does not name the file */
 			lua_pushfstring(L, "%s: %s", s->path, lua_tostring(L, -1));
 			lua_replace(L, -2);
 		}
-		vm_unref(vm, &vm->body_ref);
 		return lua_error(L);
 	}
 	for (int i = 0; i < s->count; i++)
 		lua_pushstring(co, s->arguments[i]);
-	resume_body(L, s->count);
+	lua_go_script(L, s->count);
 	return 0;
 }
 
 /* Goes on with the body. */
 static int resume_script_body(lua_State *L)
 {
-	resume_body(L, 0);
+	lua_go_resume_script(L);
 	return 0;
 }
 
@@ -474,7 +440,8 @@ void core_resume_script(struct vm *vm)
 /* Is there anything to wait for? */
 bool core_busy(const struct vm *vm)
 {
-	return vm->conn_count || vm->server_count || vm->timer_count || vm->lookups || channels_pending(vm->options.channels) || vm->first_tick < vm->next_tick;
+	return vm->conn_count || vm->server_count || vm->timer_count || vm->lookups || channels_pending(vm->options.channels) || vm->first_tick < vm->next_tick ||
+	       lua_go_busy(vm);
 }
 
 /* Takes the last hook and calls it; the light userdata is a flag that is cleared when there is none left. */
@@ -521,5 +488,6 @@ void core_shutdown(struct vm *vm, const char *why, bool flush)
 	lua_channel_cancel_all(vm, true);
 	lua_timer_cancel_all(vm, true);
 	lua_signal_cancel_all(vm, NULL);
+	lua_go_cancel_all(vm);
 	vm->first_tick = vm->next_tick;
 }

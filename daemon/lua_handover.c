@@ -153,6 +153,10 @@ static const char *tie(const struct lua_conn *lc)
 		return "a file is being streamed";
 	if (c->relay || c->feeder)
 		return "it is relayed";
+	if (lc->tasks)
+		return "a coroutine of it has not ended";
+	if (lc->readings)
+		return "a coroutine reads from it";
 	if (!lc->handler)
 		return "its handler was not given by name";
 	return NULL;
@@ -204,6 +208,8 @@ static void leave(struct lua_conn *lc)
 {
 	if (lc->cancel_timers)
 		lc->cancel_timers(lc);
+	if (lc->coroutines)
+		lc->coroutines->on_ended(lc);
 	if (lc->cancel_subscriptions)
 		lc->cancel_subscriptions(lc);
 	lua_conn_let_go(lc);

@@ -66,7 +66,7 @@ struct vm *vm_new(const struct vm_options *options, lua_CFunction open, char **w
 	vm->loading = !options->is_script;
 	timer_init(&vm->collect, on_collect, vm);
 	vm->error_handler_ref = vm->hooks_ref = vm->ticks_ref = LUA_NOREF;
-	vm->body_ref = vm->connection_ref = vm->metas_ref = vm->handlers_ref = vm->callback_ref = LUA_NOREF;
+	vm->connection_ref = vm->metas_ref = vm->handlers_ref = vm->callback_ref = LUA_NOREF;
 	vm->L = lua_newstate(allocate, vm);
 	if (!vm->L) {
 		*why = mem_strdup("memory_limit is too small for a Lua state");
@@ -99,6 +99,7 @@ void vm_free(struct vm *vm)
 	if (!vm)
 		return;
 	loop_hook_remove(vm->options.loop, STAGE_TICK, &vm->tick);
+	loop_hook_remove(vm->options.loop, STAGE_TICK, &vm->go);
 	timer_stop(vm->options.loop, &vm->collect);
 	vm->ending = true;
 	lua_close(vm->L);

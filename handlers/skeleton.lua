@@ -39,7 +39,8 @@ function Skeleton:ssl_verify_peer(_, preverified, depth, reason)
   return preverified
 end
 
---- Bytes have come, in order, but cut in any way: half a word, or many lines at once.
+--- Bytes have come, in order, but cut in any way: half a word, or many lines at once. Without this method coroutines (em.go) may read
+-- them: self:read(n), self:read_line(), self:read_all().
 function Skeleton:receive_data(data)
   -- True: queued. False: queued, but the peer reads more slowly than we write: better send no more until drained. nil, message, code:
   -- not queued, the connection is closing.

@@ -32,6 +32,13 @@ struct lua_child {
 	struct process_status status;
 };
 
+/* What coroutines have to do with connections. */
+struct lua_conn_coroutines {
+	void (*push_receive)(lua_State *L);     /* pushes receive(connection, bytes), in the place of a receive_data that is missing */
+	bool (*on_eof)(struct lua_conn *lc);    /* true: it goes on until lua_conn_end_input */
+	void (*on_ended)(struct lua_conn *lc); /* before its unbind; lc->c may be NULL: moved */
+};
+
 /* The handle: born without a connection, with one while it lives, without one afterwards. */
 struct lua_conn {
 	struct vm_subject subject; /* self_ref: the instance, LUA_NOREF once unbound */
@@ -56,6 +63,10 @@ struct lua_conn {
 	void (*cancel_subscriptions)(struct lua_conn *lc);
 	struct lua_sending *sendings; /* datagrams that wait for their destination's address, given up at unbind */
 	void (*cancel_sendings)(struct lua_conn *lc);
+	const struct lua_conn_coroutines *coroutines; /* NULL: there never were any; see lua_go.c */
+	struct lua_task *tasks;                       /* its own, ended before unbind */
+	struct lua_reading *readings;                 /* those that read from it */
+	bool eof_waits;                               /* the peer's end is to count when they are done */
 	char *listens;                                       /* URL of a datagram server as it was asked for; NULL: it is none */
 	const char *end_code;                                /* of the last connection, for on_unbound */
 	bool end_used;                                       /* a byte or datagram had moved on it */
@@ -112,6 +123,9 @@ int lua_conn_push_sent(lua_State *L, enum send_result result);
 bool lua_conn_push_method(lua_State *L, struct lua_conn *lc, const char *name);
 /* Calls the callback of that name, which takes no arguments. False where the handler has none, or after an error. */
 bool lua_conn_call(struct lua_conn *lc, const char *callback);
+
+/* What the peer's end comes to, where the handler does not care: ours. */
+void lua_conn_end_input(struct lua_conn *lc);
 
 /* Keeps the addresses of its connection for those who ask later. */
 void lua_conn_keep_names(struct lua_conn *lc);

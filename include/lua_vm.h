@@ -34,6 +34,8 @@ struct watches;
 struct socket_inheritance;
 struct store;
 struct lua_lookup;
+struct lua_task;
+struct lua_conn_coroutines;
 
 /* Whose callback an error was raised in; the first member of what it stands for. */
 struct vm_subject {
@@ -78,7 +80,6 @@ struct vm {
 	int callback_ref;    /* keeps it */
 	lua_State *running;  /* the coroutine that runs now, for the time limit's hook */
 	lua_State *body;     /* a script's body while it has not ended, NULL in the daemon */
-	int body_ref;        /* keeps it */
 	bool in_run;         /* the body is in em.run */
 	bool waiting;        /* ... suspended until the loop has stopped */
 	struct vm_options options;
@@ -117,6 +118,13 @@ struct vm {
 	struct inheritance *inherited;                /* listeners of the generation before, see lua_net.c */
 	struct socket_inheritance *inherited_sockets; /* and its datagram sockets, see lua_udp.c */
 	struct lua_lookup *lookups;                   /* of names, under way, see lua_dns.c */
+	const struct lua_conn_coroutines *coroutines; /* what they want to know of connections, see lua_conn.h */
+	struct lua_task *tasks, *ready;               /* coroutines of em.go, see lua_go.c; those that go on in this turn */
+	struct lua_task *task;                        /* the one that runs, NULL: none */
+	struct lua_task *body_task;                   /* body's */
+	size_t ready_count, sleeping;
+	struct loop_hook go; /* runs them */
+	bool cancelling;     /* they are being ended: none may start */
 };
 
 /* The VM of a Lua thread. */

@@ -96,6 +96,12 @@ function EventEmitter:emit(event, ...)
   return true
 end
 
+--- Has the event listeners?
+function EventEmitter.listens(object, event)
+  local events = all[object]
+  return events ~= nil and events[event] ~= nil
+end
+
 --- Gives an object or class the four methods.
 function EventEmitter.include(object)
   object.on = EventEmitter.on

@@ -62,6 +62,7 @@ EventEmitter.include(core.Server)
 core.set_emit(EventEmitter.emit)
 
 require "em.streamer" (em)
+require "em.coroutine" (em)
 
 -- Bases of file and process watches, as EventMachine has them.
 em.FileWatch = em.Connection:extend()

@@ -68,6 +68,10 @@ local function new()
     core.emit = emit
   end
 
+  function core.set_reader(receive, over)
+    core.receive, core.over = receive, over
+  end
+
   function core.loading()
     return core.is_loading or false
   end

@@ -245,10 +245,10 @@ describe("a named channel", function()
     ]]
     assert.same({ "too much waits to be delivered", "EAGAIN" }, { message, code })
     assert.is_true(pushed >= 55 and pushed <= 65, pushed)
-    assert.equal(pushed * 1000, s:eval "return x.sum")
+    s:until_true(("return x.sum == %d"):format(pushed * 1000)) -- in as many turns as it takes
     -- One message always fits.
-    assert.equal(pushed * 1000 + 1000000, s:eval [[ assert(em.channel("c"):push(("x"):rep(1000000))) assert(not em.channel("c"):push(1)) ]]
-      or s:eval "return x.sum")
+    s:eval [[ assert(em.channel("c"):push(("x"):rep(1000000))) assert(not em.channel("c"):push(1)) ]]
+    s:until_true(("return x.sum == %d"):format(pushed * 1000 + 1000000))
     s.d:stop()
     assert.is_truthy(s.d:log():find("messages_refused=2 messages_missed=0 messages_queued=0", 1, true))
   end)

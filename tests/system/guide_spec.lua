@@ -202,6 +202,16 @@ describe("the guide", function()
         assert.is_truthy(readme:find("| " .. name:match("^%d+") .. " | `" .. name .. "` |", 1, true), name)
       end
     end
-    assert.equal(8, steps)
+    assert.equal(9, steps)
+  end)
+
+  it("step 9 asks, sleeps and answers in a coroutine", function()
+    local _, port = serve "9_coroutines"
+    local c = t.connect(port):expect("Your name? "):send("Ann\r\n"):expect("How many seconds to think? ")
+    local other = t.connect(port):expect("Your name? ")
+    c:send("0.02\n"):expect("Let me think.\nGood-bye, Ann. I live at ")
+    assert.matches("^[%d.:]+%.\n$", c:receive_all())
+    other:shutdown_write()
+    other:expect_eof()
   end)
 end)

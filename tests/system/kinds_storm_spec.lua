@@ -33,6 +33,7 @@ local function detach(c)
   return fd
 end
 
+local Reader, never = em.Connection:extend(), em.DefaultDeferrable() -- coroutines read from the one; the other keeps them waiting
 local hosts = { "127.0.0.1", "127.0.0.1", "localhost", "::1", "nowhere.test", "not a name" }
 local ports = { PORT, PORT, TLS, TLS, SCRIPT, 1 }
 local names = { "localhost", "silent.test", "127.0.0.1", "", "other.test" }
@@ -48,6 +49,11 @@ local ids = {} -- channel -> id of a function
 local signals = { "TERM", "KILL", "STOP", "CONT", "USR1" }
 
 local function pick(list) return list[random(#list)] end
+local function reader()
+  local c = em.connect(pick(hosts), pick(ports), Reader)
+  c:set_comm_inactivity_timeout(0.1)
+  return c
+end
 local function file() return x.path(pick(files)) end
 local function room() return live < 120 end
 local function watch_for_end(job) if job then job:callback(act_on_any):errback(act_on_any) end end
@@ -72,6 +78,12 @@ local acts = {
   function() if room() then em.connect({ url = "tls://localhost:TLS", tls = { verify_peer = true } }, H) end end,
   function() if room() then em.connect_unix_domain(x.path("storm.sock"), H) end end,
   function(c) em.next_tick(function() act(c) end) end,
+  function(c) em.go(function() local _ <close> = setmetatable({}, { __close = act_on_any }) em.sleep(random() / 50) act(c) end) end,
+  function(c) em.go(function() local r = reader() repeat act(c) until not r:read(random(20000)) end):errback(act_on_any) end,
+  function(c) em.go(function() reader():read_line(random(1000)) act(c) end) end,
+  function() em.go(function() em.await(em.go(function() em.sleep(random() / 20) act_on_any() end)) end) end,
+  function() em.go(function() reader():read_all() act_on_any() end) end,
+  function(c) em.go(function() em.await(never) act(c) end) end,
   function() em.add_timer(random() / 20, act_on_any) end,
   function() error("on purpose") end,
   function() if random() < 0.03 then while true do end end end,
