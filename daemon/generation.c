@@ -6,8 +6,8 @@
 
 #include "lua_channel.h"
 #include "lua_core.h"
-#include "lua_handler.h"
 #include "lua_go.h"
+#include "lua_handler.h"
 #include "lua_handover.h"
 #include "lua_signal.h"
 #include "lua_timer.h"
@@ -208,8 +208,8 @@ static void on_limit(void *data)
 static const struct spread_events last_days = {.count = count_alive, .end_some = end_some, .on_limit = on_limit};
 
 /* Builds a generation completely. */
-struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, struct sources *sources, uint64_t number, bool is_script,
-                                  const struct vm_host *host, void *host_data, struct problems *problems)
+struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, struct sources *sources, uint64_t number,
+                                  bool is_script, const struct vm_host *host, void *host_data, struct problems *problems)
 {
 	struct generation *g = mem_zalloc(sizeof *g);
 	size_t before = problems->count;

@@ -440,8 +440,8 @@ void core_resume_script(struct vm *vm)
 /* Is there anything to wait for? */
 bool core_busy(const struct vm *vm)
 {
-	return vm->conn_count || vm->server_count || vm->timer_count || vm->lookups || channels_pending(vm->options.channels) || vm->first_tick < vm->next_tick ||
-	       lua_go_busy(vm);
+	return vm->conn_count || vm->server_count || vm->timer_count || vm->lookups || channels_pending(vm->options.channels) ||
+	       vm->first_tick < vm->next_tick || lua_go_busy(vm);
 }
 
 /* Takes the last hook and calls it; the light userdata is a flag that is cleared when there is none left. */

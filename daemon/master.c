@@ -369,7 +369,8 @@ static struct stats total(const struct master *m)
 	for (unsigned i = 0; i < m->board->count; i++)
 		for (size_t row = 0; row < stats_row_count; row++) {
 			size_t offset = stats_rows[row].offset;
-			uint64_t *to = (uint64_t *)((char *)&sum + offset), value = *(const uint64_t *)((const char *)&m->board->scores[i].stats + offset);
+			uint64_t *to = (uint64_t *)((char *)&sum + offset),
+					 value = *(const uint64_t *)((const char *)&m->board->scores[i].stats + offset);
 			*to = !stats_rows[row].common ? *to + value : *to > value ? *to : value;
 		}
 	return sum;

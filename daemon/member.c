@@ -245,8 +245,8 @@ static void on_orphaned(int signo)
 /* Takes its place. */
 static bool take_place(struct member *m, struct problems *problems)
 {
-	static const enum bus_kind orders[] = {BUS_PORT, BUS_PREPARE, BUS_COMMIT, BUS_ABORT, BUS_DRAIN, BUS_STOP, BUS_REOPEN, BUS_LEAVE, BUS_KEEP,
-	                                       BUS_CONTROL_REQUEST};
+	static const enum bus_kind orders[] = {BUS_PORT, BUS_PREPARE, BUS_COMMIT, BUS_ABORT, BUS_DRAIN,
+	                                       BUS_STOP, BUS_REOPEN,  BUS_LEAVE,  BUS_KEEP,  BUS_CONTROL_REQUEST};
 	const struct member_place *p = m->place;
 	struct service *s = &m->service;
 

@@ -62,8 +62,7 @@ static char *expectation(const struct option_def *o)
 	case OPTION_SEARCH_PATH: return mem_strdup("a text such as \"lib/?.lua;lib/?/init.lua\"");
 	case OPTION_FOLDERS: return mem_strdup("a list of folders such as { \"handlers\" }");
 	case OPTION_BOOLEAN: return mem_strdup("true or false");
-	case OPTION_INTEGER:
-		return mem_printf("a whole number from %.0f to %.0f%s", o->min, o->max, o->automatic ? ", or \"auto\"" : "");
+	case OPTION_INTEGER: return mem_printf("a whole number from %.0f to %.0f%s", o->min, o->max, o->automatic ? ", or \"auto\"" : "");
 	case OPTION_SIZE:
 		return mem_printf("a whole number of bytes from %.0f to %.0f, or a text such as \"64 KiB\", \"1 MiB\", \"1 GiB\"", o->min, o->max);
 	case OPTION_SECONDS: return mem_printf("a number of seconds from %.14g to %.14g", o->min, o->max);

@@ -178,7 +178,8 @@ static struct generation *load(struct service *s, struct shared_config *shared, 
 }
 
 /* Builds all that is new. */
-bool service_prepare(struct service *s, struct shared_config *shared, struct sources *sources, struct prepared *p, struct problems *problems)
+bool service_prepare(struct service *s, struct shared_config *shared, struct sources *sources, struct prepared *p,
+                     struct problems *problems)
 {
 	size_t before = problems->count;
 
@@ -199,7 +200,8 @@ static bool replace(struct service *s, struct shared_config *shared, struct sour
 
 	if (!service_prepare(s, shared, sources, &p, problems))
 		return false;
-	if (!settings_apply_log(shared->config, problems) || (!s->newest && !startup_announce(s->options, s->pid_file, &s->ports, s->control, problems))) {
+	if (!settings_apply_log(shared->config, problems) ||
+	    (!s->newest && !startup_announce(s->options, s->pid_file, &s->ports, s->control, problems))) {
 		service_abort(&p);
 		return false;
 	}

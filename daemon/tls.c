@@ -55,10 +55,10 @@ struct kept_session {
 struct tls_contexts {
 	struct tls_context *all;
 	struct trust *trusts;
-	struct sources *files;        /* NULL: files are read from the disk */
-	struct tls_secret secret;     /* of which the ticket keys are made */
-	uint64_t period;              /* of the current one */
-	struct ticket_key tickets[2]; /* the current one, the one before */
+	struct sources *files;         /* NULL: files are read from the disk */
+	struct tls_secret secret;      /* of which the ticket keys are made */
+	uint64_t period;               /* of the current one */
+	struct ticket_key tickets[2];  /* the current one, the one before */
 	struct kept_session *sessions; /* uthash, the oldest first */
 	char *buffer;                  /* made with the first session */
 	BIO_METHOD *bio_method;

@@ -26,11 +26,11 @@ enum bus_kind {
 	BUS_PREPARED,
 	BUS_COMMITTED,
 	BUS_STOPPING,
-	BUS_LEAVE, /* for an upgrade: what do scripts listen on? */
-	BUS_KEEP,  /* nothing has come of it */
-	BUS_LEFT,  /* process to master: one of them, and its descriptor; empty behind the last */
+	BUS_LEAVE,   /* for an upgrade: what do scripts listen on? */
+	BUS_KEEP,    /* nothing has come of it */
+	BUS_LEFT,    /* process to master: one of them, and its descriptor; empty behind the last */
 	BUS_ORDERS,  /* from here on the queue's limit counts */
-	BUS_CHANNEL,  /* data of named channels */
+	BUS_CHANNEL, /* data of named channels */
 	BUS_CONTROL_REQUEST,
 	BUS_CONTROL_REPLY,
 	BUS_KINDS

@@ -91,15 +91,15 @@ struct connect_conf {
 
 /* A whole file. */
 struct config {
-	char *file;                        /* as opened; NULL for a config made without one */
-	struct strings handlers;           /* folders, absolute or relative to the working directory */
-	char *user, *group;                /* NULL: stay who we are */
-	char *pid_file;                    /* NULL: none */
-	char *control;                     /* NULL: the default place, if there is one */
+	char *file;              /* as opened; NULL for a config made without one */
+	struct strings handlers; /* folders, absolute or relative to the working directory */
+	char *user, *group;      /* NULL: stay who we are */
+	char *pid_file;          /* NULL: none */
+	char *control;           /* NULL: the default place, if there is one */
 	bool control_eval;
-	char *lua_path, *lua_cpath;        /* NULL: none */
-	struct strings nameservers;        /* "address" or "address:port"; none: those of the system */
-	uint64_t memory_limit, max_queued; /* bytes */
+	char *lua_path, *lua_cpath;          /* NULL: none */
+	struct strings nameservers;          /* "address" or "address:port"; none: those of the system */
+	uint64_t memory_limit, max_queued;   /* bytes */
 	uint64_t channel_queue, shared_size; /* bytes */
 	uint64_t callback_time_ns, slow_callback_ns, hang_timeout_ns, drain_timeout_ns, reload_timeout_ns, upgrade_timeout_ns;
 	int64_t generations, processes; /* processes 0: "auto", see config_processes */

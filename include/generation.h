@@ -46,7 +46,7 @@ struct generation {
 	struct runtime *runtime;
 	uint64_t number;
 	struct shared_config *shared;
-	struct config *config; /* shared's */
+	struct config *config;   /* shared's */
 	struct sources *sources; /* what its handlers were loaded from */
 	struct vm *vm;
 	struct lua_acceptor *acceptors; /* one a listen block, in the config's order */
@@ -64,8 +64,8 @@ void shared_config_release(struct shared_config *shared);
 
 /* Loads the handlers of a configuration into a new VM: files that are in sources from there, the others are added to them. NULL when anything is wrong; all of it is in problems. is_script: for
  * reactord run. */
-struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, struct sources *sources, uint64_t number, bool is_script,
-                                  const struct vm_host *host, void *host_data, struct problems *problems)
+struct generation *generation_new(struct runtime *runtime, struct shared_config *shared, struct sources *sources, uint64_t number,
+                                  bool is_script, const struct vm_host *host, void *host_data, struct problems *problems)
 	__attribute__((warn_unused_result));
 
 /* Frees one whose connections have all ended. */

@@ -24,19 +24,19 @@ struct legacy;
 
 struct listener {
 	struct loop *loop;
-	struct stats *stats; /* where it and what it accepts are counted: the loop's, or by listener_count another's */
+	struct stats *stats;              /* where it and what it accepts are counted: the loop's, or by listener_count another's */
 	struct listener *previous, *next; /* all of the loop's */
 	struct event *event;
 	int fd; /* -1 once closed */
 	struct addr local;
-	char *url;           /* as configured, in its canonical spelling */
-	char *name;          /* the same with the port that the system picked */
-	struct sockfile file; /* of a Unix socket that it has made, or has taken over */
-	bool inherited;       /* of a process before, with what that has set: until listener_update, which makes it ours */
-	int backlog, mode;    /* as configured; mode < 0: not at all */
-	bool retired;         /* accepts no more */
-	bool left;            /* to the next process, which has the file now */
-	unsigned label;      /* its number in the scoreboard */
+	char *url;                                 /* as configured, in its canonical spelling */
+	char *name;                                /* the same with the port that the system picked */
+	struct sockfile file;                      /* of a Unix socket that it has made, or has taken over */
+	bool inherited;                            /* of a process before, with what that has set: until listener_update, which makes it ours */
+	int backlog, mode;                         /* as configured; mode < 0: not at all */
+	bool retired;                              /* accepts no more */
+	bool left;                                 /* to the next process, which has the file now */
+	unsigned label;                            /* its number in the scoreboard */
 	uint64_t max_connections, max_per_address; /* 0: no limit */
 	int log_level;                             /* of its own events, as in struct log_context */
 	uint64_t live;                             /* accepted and not yet released */

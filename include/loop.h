@@ -35,8 +35,8 @@ struct bus;
 
 struct loop {
 	struct event_base *base;
-	struct score *score;           /* borrowed */
-	struct stats *stats;           /* its counters */
+	struct score *score; /* borrowed */
+	struct stats *stats; /* its counters */
 	struct scorer *scorer;
 	struct timers *timers;         /* timer.c's */
 	struct activation *activation; /* sockets that the process was started with; borrowed */

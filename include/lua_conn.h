@@ -34,8 +34,8 @@ struct lua_child {
 
 /* What coroutines have to do with connections. */
 struct lua_conn_coroutines {
-	void (*push_receive)(lua_State *L);     /* pushes receive(connection, bytes), in the place of a receive_data that is missing */
-	bool (*on_eof)(struct lua_conn *lc);    /* true: it goes on until lua_conn_end_input */
+	void (*push_receive)(lua_State *L);    /* pushes receive(connection, bytes), in the place of a receive_data that is missing */
+	bool (*on_eof)(struct lua_conn *lc);   /* true: it goes on until lua_conn_end_input */
 	void (*on_ended)(struct lua_conn *lc); /* before its unbind; lc->c may be NULL: moved */
 };
 
@@ -63,10 +63,10 @@ struct lua_conn {
 	void (*cancel_subscriptions)(struct lua_conn *lc);
 	struct lua_sending *sendings; /* datagrams that wait for their destination's address, given up at unbind */
 	void (*cancel_sendings)(struct lua_conn *lc);
-	const struct lua_conn_coroutines *coroutines; /* NULL: there never were any; see lua_go.c */
-	struct lua_task *tasks;                       /* its own, ended before unbind */
-	struct lua_reading *readings;                 /* those that read from it */
-	bool eof_waits;                               /* the peer's end is to count when they are done */
+	const struct lua_conn_coroutines *coroutines;        /* NULL: there never were any; see lua_go.c */
+	struct lua_task *tasks;                              /* its own, ended before unbind */
+	struct lua_reading *readings;                        /* those that read from it */
+	bool eof_waits;                                      /* the peer's end is to count when they are done */
 	char *listens;                                       /* URL of a datagram server as it was asked for; NULL: it is none */
 	const char *end_code;                                /* of the last connection, for on_unbound */
 	bool end_used;                                       /* a byte or datagram had moved on it */

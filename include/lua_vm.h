@@ -109,7 +109,7 @@ struct vm {
 	struct lua_signal *signals;
 	struct lua_subscription *subscriptions; /* of named channels: uthash, by id */
 	uint64_t last_subscription;             /* id */
-	struct lua_timer *firing; /* the one whose function runs, NULL: none */
+	struct lua_timer *firing;               /* the one whose function runs, NULL: none */
 	size_t conn_count, server_count, timer_count;
 	const void *conn_meta;                        /* identity of the handle's metatable, see lua_conn.c */
 	int connection_ref;                           /* em.Connection */

@@ -60,8 +60,8 @@ struct member_place {
 	uint64_t generation;
 	struct score *score;
 	struct activation *activation;
-	struct handed *handed; /* its listeners' sockets */
-	const char *store;     /* name of em.shared's */
+	struct handed *handed;    /* its listeners' sockets */
+	const char *store;        /* name of em.shared's */
 	struct tls_secret secret; /* of TLS tickets */
 };
 

@@ -32,8 +32,8 @@ struct runtime {
 	struct activation *activation;
 	struct tls_contexts *tls;
 	rlim_t descriptor_limit; /* soft, as it was before we raised it: other programs get that */
-	struct timer repeats; /* when the log tells how often an event was repeated */
-	char *library_dir;    /* shipped handlers and em/ */
+	struct timer repeats;    /* when the log tells how often an event was repeated */
+	char *library_dir;       /* shipped handlers and em/ */
 };
 
 /* Makes it; the process takes the score over, and activation is taken over in any case. False with a reason (caller frees). */

@@ -33,17 +33,17 @@ struct service {
 	struct ports ports;
 	enum service_state state;
 	bool reload_asked, stop_asked, stop_now;
-	double drain_s; /* em.stop's; < 0: the configuration's */
+	double drain_s;          /* em.stop's; < 0: the configuration's */
 	struct spread last_days; /* of a drain */
 	struct loop_hook at_end;
 	struct sig *watches[5];
 	struct pidfile *pid_file; /* the process's, borrowed; NULL: it has none */
 	struct upgrade upgrade;
-	bool upgrade_asked, replaced; /* replaced: a new process serves now */
-	struct control *control;                      /* NULL: none */
+	bool upgrade_asked, replaced;                             /* replaced: a new process serves now */
+	struct control *control;                                  /* NULL: none */
 	struct control_request *reloaders, *stoppers, *upgraders; /* who waits for a reload, for the end, for a new process */
-	size_t told_left;                             /* connections of which stoppers know that they are left */
-	uint64_t told_ns;                             /* since when */
+	size_t told_left;                                         /* connections of which stoppers know that they are left */
+	uint64_t told_ns;                                         /* since when */
 	int status;
 	struct prepared *pending; /* what may be committed some turns later, borrowed: the end forgets it; NULL: nothing */
 	void (*on_stop)(struct service *s, double drain_s, int status); /* em.stop is told also to whom it may concern; NULL: to nobody */
@@ -59,8 +59,7 @@ void service_close(struct service *s);
 
 /* Builds a generation from a configuration and those sources (see sources.h) and opens the ports that it wants; false with all problems, and nothing has changed then. */
 bool service_prepare(struct service *s, struct shared_config *shared, struct sources *sources, struct prepared *p,
-                     struct problems *problems)
-	__attribute__((warn_unused_result));
+                     struct problems *problems) __attribute__((warn_unused_result));
 void service_commit(struct service *s, struct prepared *p);
 void service_abort(struct prepared *p);
 

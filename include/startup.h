@@ -19,8 +19,7 @@ struct config *startup_configure(const struct service_options *options) __attrib
 /* Opens the ports, which accept nothing yet, and the control socket, if there is to be one (*control stays NULL else), owns and writes the
  * pid file, and becomes the configured user. Goes on after mistakes in order to find them all; false when rights could not be given up, so that nothing more may be tried. */
 bool startup_open(struct ports *ports, const struct config *config, struct pidfile *pid_file, struct control_host host,
-                  struct control **control, struct problems *problems)
-	__attribute__((warn_unused_result));
+                  struct control **control, struct problems *problems) __attribute__((warn_unused_result));
 
 /* Takes the place of a process before, if there is one: writes the pid file, tells it that all is ready, and waits for it to step
  * back. */

@@ -50,10 +50,10 @@
 	X(limits_met, counter, "connections ended by a limit on their output")                                          \
 	X(memory_replacements, counter, "generations replaced because their memory ran out")                            \
 	X(accept_pauses, counter, "pauses of accepting for want of descriptors")                                        \
-	X(reloads, common, "reloads carried out")                                                                      \
-	X(reloads_refused, common, "reloads refused")                                                                  \
-	X(upgrades, common, "upgrades carried out, over all processes that have followed each other")                  \
-	X(upgrades_refused, common, "upgrades refused")                                                                  \
+	X(reloads, common, "reloads carried out")                                                                       \
+	X(reloads_refused, common, "reloads refused")                                                                   \
+	X(upgrades, common, "upgrades carried out, over all processes that have followed each other")                   \
+	X(upgrades_refused, common, "upgrades refused")                                                                 \
 	X(turns, counter, "turns of the loop")
 
 struct stats {

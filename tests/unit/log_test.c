@@ -399,13 +399,19 @@ static int tear_down(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(text_has_one_event_a_line),   cmocka_unit_test(the_journal_gets_priorities),
-		cmocka_unit_test(other_bytes_are_spelled_out), cmocka_unit_test(json_stays_json),
-		cmocka_unit_test(long_messages_come_whole),    cmocka_unit_test(reopening_follows_the_name),
-		cmocka_unit_test(levels_have_names),           cmocka_unit_test(nobody_reads_a_pipe),
+		cmocka_unit_test(text_has_one_event_a_line),
+		cmocka_unit_test(the_journal_gets_priorities),
+		cmocka_unit_test(other_bytes_are_spelled_out),
+		cmocka_unit_test(json_stays_json),
+		cmocka_unit_test(long_messages_come_whole),
+		cmocka_unit_test(reopening_follows_the_name),
+		cmocka_unit_test(levels_have_names),
+		cmocka_unit_test(nobody_reads_a_pipe),
 		cmocka_unit_test(a_slow_reader_is_not_waited_for_each_time),
-		cmocka_unit_test(nobody_reads_a_socket),       cmocka_unit_test(auto_knows_the_journal),
-		cmocka_unit_test(repeats_are_counted),         cmocka_unit_test(contexts_have_levels),
+		cmocka_unit_test(nobody_reads_a_socket),
+		cmocka_unit_test(auto_knows_the_journal),
+		cmocka_unit_test(repeats_are_counted),
+		cmocka_unit_test(contexts_have_levels),
 	};
 
 	return cmocka_run_group_tests_name("log", tests, set_up, tear_down);
