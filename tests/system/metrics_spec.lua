@@ -128,12 +128,12 @@ describe("metrics", function()
   end)
 
   it("bear any name of a listener", function()
-    local path = t.path '\xc3\x28\xff "\\\xc3\xbc.sock'
+    local odd = t.path '\xc3\x28\xff "\\\xc3\xbc.sock'
     port = t.free_port()
     d = t.start {
-      config = ('listen "tcp://127.0.0.1:%d" { handler = "metrics" }\nlisten(%q) { handler = "echo" }\n'):format(port, "unix://" .. path),
+      config = ('listen "tcp://127.0.0.1:%d" { handler = "metrics" }\nlisten(%q) { handler = "echo" }\n'):format(port, "unix://" .. odd),
     }
-    t.connect(path):send("x"):expect "x"
+    t.connect(odd):send("x"):expect "x"
     local text = t.connect(port):send("GET /metrics HTTP/1.0\r\n\r\n"):receive_all()
     assert.is_truthy(utf8.len(text))
     assert.is_truthy(text:find([[\\xc3(\\xff \"\\]] .. "\xc3\xbc.sock\",callback=\"receive_data\"", 1, true))

@@ -121,7 +121,8 @@ describe("several processes of which one does not answer", function()
 
   it("go on when it does not get done with its start", function()
     local d = start "callback_time = 0.2\nhang_timeout = 0.5"
-    t.write("who.lua", handler("2", ('if require "em".process() == 1 and io.open(%q) then os.execute "exec sleep 40" end'):format(t.path "late")))
+    local hang = ('if require "em".process() == 1 and io.open(%q) then os.execute "exec sleep 40" end'):format(t.path "late")
+    t.write("who.lua", handler("2", hang))
     d:signal "HUP"
     d:wait_log "reloaded: generation 2 serves"
     t.write("late", "")
