@@ -193,15 +193,18 @@ static void go_on_starting(struct master *m)
 		activation_log_unused(m->activation);
 		legacy_drop(m->loop->legacy, true);
 		startup_tell_ready(m->options, m->config->config, m->number);
+		if (!m->options->legacy)
+			watchdog_start(&m->watchdog, m->loop);
 	} else if (ready == m->seats.count) {
 		if (!startup_announce(m->options, &m->pid_file, &m->ports, m->control, &m->problems)) {
 			fail(m);
 			return;
 		}
-		watchdog_start(&m->watchdog, m->loop);
 		seats_watch(&m->seats, master_hang_limit(m->config->config));
-		if (m->options->legacy) /* nobody else serves any more: from here on a process that ends is replaced */
+		if (m->options->legacy) { /* nobody else serves any more: from here on a process that ends is replaced */
+			watchdog_start(&m->watchdog, m->loop);
 			m->state = SERVING;
+		}
 		seats_send(&m->seats, BUS_COMMIT, NULL, 0);
 	} else if (ready == 1 && seats_taken(&m->seats) == 1) {
 		for (unsigned i = 1; i < m->seats.count; i++)

@@ -378,6 +378,7 @@ describe("unbind", function()
     local answer = {
       get_peername = true, get_sockname = true, reconnect = true, on = true, once = true, off = true, emit = true, get_pid = true,
       get_status = true, get_proxied_bytes = true, extend = true,
+      read = true, read_line = true, read_all = true, -- in coroutines alone
     }
     local names = s:eval [[
       local names = {}
