@@ -382,7 +382,10 @@ describe("send_datagram by name", function()
           em.log.info("EAGAIN %d", codes.EAGAIN)
           for _ = 1, 40 do conn:send_datagram(("x"):rep(50000), "x1.test", 5) end
           em.add_timer(0.05, function()
-            em.log.info("ENOBUFS %d %d", codes.ENOBUFS, conn:get_outbound_data_size())
+            local dropped, failed = codes.ENOBUFS, 0
+            codes.EAGAIN, codes.ENOBUFS = nil, nil
+            for code, count in pairs(codes) do em.log.info("%s %d", code, count) failed = failed + count end
+            em.log.info("ENOBUFS %d %d %d", dropped, conn:get_outbound_data_size(), failed)
             conn:close_connection()
           end)
         end)
@@ -391,8 +394,8 @@ describe("send_datagram by name", function()
     ]])
     local d = t.start(('nameservers = { "127.0.0.1:%d" } listen "tcp://127.0.0.1:%d" { handler = "client" }'):format(server, t.free_port()))
     assert.equal("44", (d:wait_log("EAGAIN (%d+)")))
-    local dropped, queued = d:wait_log("ENOBUFS (%d+) (%d+)")
-    assert.equal(256 + 50000 * (40 - dropped), tonumber(queued))
+    local dropped, queued, failed = d:wait_log("ENOBUFS (%d+) (%d+) (%d+)") -- a resolver may give a look-up up where the machine is slow
+    assert.equal(256 - failed + 50000 * (40 - dropped), tonumber(queued))
     assert.is_true(tonumber(queued) <= 1 << 20)
     d:wait_log("unbind nil closed")
     d:stop()
