@@ -10,6 +10,7 @@
 #include "mem.h"
 
 #define COLLECT_EVERY_NS 1000000000u
+#define COLLECT_AFTER (8 * 1024 * 1024) /* bytes that a small VM may allocate between two collections */
 #define REPORT_RESERVE (1024 * 1024) /* bytes over the ceiling for telling that it was met */
 
 /* Memory of vm_keep. */
@@ -296,9 +297,44 @@ static int make_callback_coroutine(lua_State *L)
 	return 0;
 }
 
-/* Makes the coroutine of a new VM. */
+/* A collection is through: a finalizer of an object that nobody holds, which makes the next such object. */
+static int on_collected(lua_State *L)
+{
+	struct vm *vm = vm_of(L);
+
+	vm->collected = true;
+	if (vm->ending)
+		return 0;
+	lua_newuserdatauv(L, 0, 0);
+	lua_getmetatable(L, 1);
+	lua_setmetatable(L, -2);
+	return 0;
+}
+
+/*
+ * Says when the next collection begins: when memory has doubled, as in any Lua, but in a small VM not before it has allocated some MiB.
+ * Most of what a small one has is the library, which each collection goes through.
+ */
+static void tune_collector(struct vm *vm)
+{
+	size_t percent = 100 + (size_t)COLLECT_AFTER * 100 / (vm->memory + 1);
+
+	vm->collected = false;
+	lua_gc(vm->L, LUA_GCINC, (int)(percent < 200 ? 200 : percent > 1000 ? 1000 : percent), 0, 0);
+}
+
+/* Makes the coroutine of a new VM. Where scripts cannot tune the collector themselves, we do. */
 void vm_open_callbacks(lua_State *L)
 {
+	if (!vm_of(L)->options.is_script && !vm_of(L)->options.config->unsafe) {
+		lua_newuserdatauv(L, 0, 0);
+		lua_createtable(L, 0, 1);
+		lua_pushcfunction(L, on_collected);
+		lua_setfield(L, -2, "__gc");
+		lua_setmetatable(L, -2);
+		lua_pop(L, 1);
+		tune_collector(vm_of(L));
+	}
 	lua_pushcfunction(L, make_callback_coroutine);
 	lua_call(L, 0, 0);
 }
@@ -393,6 +429,8 @@ static char *enter_outer(struct vm *vm, struct vm_call *call, bool *out_of_memor
 		replace_callback(vm);
 	if (f.status != LUA_OK)
 		vm->memory_limit -= REPORT_RESERVE;
+	if (vm->collected)
+		tune_collector(vm);
 	vm->depth--;
 	if (call->callback)
 		scorer_callback(loop->scorer, call->subject ? call->subject->label : SCORE_SCRIPT, call->callback, loop_clock() - began);

@@ -89,6 +89,7 @@ struct vm {
 	volatile bool slow;          /* it has taken longer than slow_callback */
 	char *slow_traceback;        /* where it was then, as soon as that is known */
 	size_t memory, memory_limit; /* bytes */
+	bool collected;              /* a collection is through */
 	bool exhausted;              /* told the host */
 	bool collect_wanted;         /* memory ran out since the last full collection */
 	struct timer collect;        /* until when there is no other one */
