@@ -11,7 +11,7 @@
 
 #define COLLECT_EVERY_NS 1000000000u
 #define COLLECT_AFTER (8 * 1024 * 1024) /* bytes that a small VM may allocate between two collections */
-#define REPORT_RESERVE (1024 * 1024) /* bytes over the ceiling for telling that it was met */
+#define REPORT_RESERVE (1024 * 1024)    /* bytes over the ceiling for telling that it was met */
 
 /* Memory of vm_keep. */
 struct vm_block {
