@@ -492,6 +492,8 @@ static void on_end(struct conn *c)
 	lc->listener = NULL;
 	if (lc->cancel_timers) /* those that unbind has made */
 		lc->cancel_timers(lc);
+	if (lc->cancel_subscriptions) /* none may outlive it */
+		lc->cancel_subscriptions(lc);
 	c->user = NULL;
 	lc->end_code = c->end_code;
 	lc->end_used = c->bytes_in || c->bytes_out || c->last_io_ns != c->opened_ns;

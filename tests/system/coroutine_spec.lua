@@ -523,3 +523,28 @@ describe("a connection's coroutine", function()
     assert.is_truthy(said:find("closed nobody's", 1, true), said)
   end)
 end)
+
+describe("a coroutine that the end of its connection has woken", function()
+  t.auto()
+
+  it("subscribes to nothing that would outlive the connection", function()
+    local s = serve [[
+      local H = em.Connection:extend()
+      function H:post_init()
+        em.go(function()
+          self:read_line()
+          say("woken", self:subscribe("news"))
+        end)
+        self:add_timer(0.01, function() self:close_connection() end)
+      end
+      return H]]
+    for _ = 1, 3 do s:connect() end
+    s:expects { "woken nil closed ENOTCONN", "woken nil closed ENOTCONN", "woken nil closed ENOTCONN" }
+    s:until_true "return em.connection_count() == 3"
+    for _ = 1, 2 do
+      s:eval [[ for _ = 1, 100 do collectgarbage("step") end em.channel("news"):push("x") ]]
+    end
+    s:eval "return em.VERSION"
+    s.d:stop()
+  end)
+end)
